@@ -1,0 +1,1 @@
+"""Prefect flows: when things run. What they do is in `pipeline`."""

@@ -1,0 +1,1 @@
+"""prefixline: train, judge, register, promote and audit prefixes for frozen transformers models."""

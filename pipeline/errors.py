@@ -1,0 +1,90 @@
+"""Every error prefixline raises on purpose.
+
+The tree; each kind of fault has a type of its own, because each asks for a different reaction:
+
+    PrefixlineError
+    ├── ParamsError          params.yaml is wrong (all problems at once, each with its key path)
+    ├── WorkspaceError       the folder is not a clean, complete workspace
+    ├── BaseModelError       the base model is missing, of another shape, or not loadable safely
+    ├── DataError            the data is wrong (all problems found, each with file and line)
+    ├── IntegrityError       bytes are not what their recorded SHA-256 says (tampering or corruption)
+    ├── PrefixError          this model, input or adapter cannot carry this prefix
+    │   └── AdapterError     adapter files are incomplete, malformed or of another shape
+    ├── TrainingError        training cannot go on
+    │   └── NonFiniteLossError
+    ├── ExperimentError      a DVC stage failed
+    ├── RegistryError        MLflow refused, or holds something that contradicts us
+    └── UnreachableError     a server did not answer
+
+A message says what was got, what was expected, where, and what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class PrefixlineError(Exception):
+    """The base of all of them; the command line prints it without a traceback and exits 1."""
+
+
+class _ListedError(PrefixlineError):
+    """An error that reports every problem found, one line each.
+
+    Args:
+        problems: one sentence each, beginning with where it is.
+        heading: what was being looked at.
+    """
+
+    def __init__(self, problems: Iterable[str], *, heading: str = "") -> None:
+        self.problems = tuple(problems)
+        lines = [heading, *self.problems] if heading else list(self.problems)
+        super().__init__("\n  ".join(lines))
+
+
+class ParamsError(_ListedError):
+    """params.yaml is wrong; `problems` has a line per key path."""
+
+
+class WorkspaceError(PrefixlineError):
+    """The folder is not a clean, complete workspace."""
+
+
+class BaseModelError(PrefixlineError):
+    """The base model is missing, of another shape, or not loadable safely."""
+
+
+class DataError(_ListedError):
+    """The data is wrong; `problems` has a line per fault, beginning with file and line."""
+
+
+class IntegrityError(_ListedError):
+    """Bytes are not what their recorded SHA-256 says; `problems` is the whole difference."""
+
+
+class PrefixError(PrefixlineError):
+    """This model, input or adapter cannot carry this prefix."""
+
+
+class AdapterError(PrefixError):
+    """Adapter files are incomplete, malformed or of another shape."""
+
+
+class TrainingError(PrefixlineError):
+    """Training cannot go on."""
+
+
+class NonFiniteLossError(TrainingError):
+    """The loss became NaN or infinite."""
+
+
+class ExperimentError(PrefixlineError):
+    """A DVC stage failed; the message holds the stage's own last lines."""
+
+
+class RegistryError(PrefixlineError):
+    """MLflow refused, or holds something that contradicts the record."""
+
+
+class UnreachableError(PrefixlineError):
+    """A server did not answer."""

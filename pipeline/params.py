@@ -1,0 +1,375 @@
+"""params.yaml → frozen typed objects.
+
+Unknown keys are refused, and every problem is reported at once with its key path. YAML is read with
+ruamel.yaml, the parser DVC uses, so that both see the same values (`1e-3` is a number to YAML 1.2 and a
+string to PyYAML) and a key written twice is an error.
+
+A prefix's settings are `defaults`, overridden key by key by its own entry under `prefixes`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from pipeline.errors import ParamsError
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Task = Literal["classification", "generation"]
+
+METRICS: Mapping[str, Literal["higher", "lower"]] = {
+    "accuracy": "higher",
+    "macro_f1": "higher",
+    "calibration_error": "lower",
+    "loss": "lower",
+    "perplexity": "lower",
+    "bleu": "higher",
+    "chrf": "higher",
+    "rouge_l": "higher",
+}
+"""Each metric a gate can judge, and which way is better. `loss` is in nats: per row for classification,
+per target token for generation."""
+
+TASK_METRICS: Mapping[Task, tuple[str, ...]] = {
+    "classification": ("accuracy", "macro_f1", "calibration_error", "loss"),
+    "generation": ("loss", "perplexity", "bleu", "chrf", "rouge_l"),
+}
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class HubSource(_Section):
+    """A model repository on the hub, at one commit."""
+
+    hub: Annotated[str, StringConstraints(pattern=r"^[\w.-]+(/[\w.-]+)?$")]
+    revision: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
+
+
+class PathSource(_Section):
+    """A local directory; a relative path is taken from the workspace."""
+
+    path: Annotated[str, Field(min_length=1)]
+
+
+class PackageSource(_Section):
+    """An installed Python package that carries the weights in `folder`."""
+
+    package: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]
+    folder: str = "."
+
+
+class BaseModelParams(_Section):
+    """Where a base model comes from, and the SHA-256 over its files that says it is the one meant."""
+
+    source: HubSource | PathSource | PackageSource
+    digest: Sha256
+
+
+class SplitParams(_Section):
+    """Shares of the rows; a row's split follows from the hash of `salt` and its own content."""
+
+    train: Fraction = 0.8
+    validation: Fraction = 0.1
+    test: Fraction = 0.1
+    salt: str = ""
+
+    @model_validator(mode="after")
+    def _add_up_to_one(self) -> SplitParams:
+        total = self.train + self.validation + self.test
+        if abs(total - 1) > 1e-9:
+            raise ValueError(f"train + validation + test is {total:g}; expected 1")
+        return self
+
+
+class DataParams(_Section):
+    """The raw data: a file or a folder of files in the workspace, and what its columns mean.
+
+    Classification reads `text` and `label`; generation reads `source` and `target`, whose cells are one
+    text or, in JSONL and Parquet, a list of texts. Rows with an equal source are one example with several
+    references. `imported_from` is a URL or a path outside the workspace, taken in with `dvc import-url`.
+    """
+
+    path: Annotated[str, StringConstraints(pattern=r"^[^/].*$")]
+    imported_from: str | None = None
+    text: str = "text"
+    label: str = "label"
+    labels: tuple[str, ...] | None = None
+    source: str = "source"
+    target: str = "target"
+    slices: tuple[str, ...] = ()
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    too_long: Literal["error", "truncate", "drop"] = "error"
+    splits: SplitParams = SplitParams()
+
+
+class PrefixParams(_Section):
+    """The prefix: `length` vectors per attention layer, and where they start.
+
+    `initialisation: text` starts from the base's own keys and values on a prompt of `length` tokens: `text`,
+    or, where it is null, one made from the task (the label names or frequent words of the training rows).
+    `random` draws from a normal distribution with standard deviation `random_scale`. `projection` is the
+    hidden width of the reparameterisation MLP (Li & Liang 2021, section 4.3); null trains the vectors directly.
+    """
+
+    length: Annotated[int, Field(ge=1, le=4096)] = 16
+    initialisation: Literal["text", "random"] = "text"
+    text: Annotated[str, Field(min_length=1)] | None = None
+    random_scale: Annotated[float, Field(gt=0)] = 0.02
+    projection: Annotated[int, Field(ge=1)] | None = None
+
+
+class TrainingParams(_Section):
+    """AdamW with a warm-up schedule, clipping, and early stopping on the validation loss.
+
+    `batch_size` is in examples per optimiser step (a source with all of its references is one example);
+    it is computed in `gradient_accumulation` pieces. `patience` is in validations without a better loss;
+    null never stops early. `warmup` is a share of all steps. `max_steps` ends the epochs sooner.
+    """
+
+    learning_rate: Annotated[float, Field(gt=0)] = 0.03
+    head_learning_rate: Annotated[float, Field(gt=0)] = 0.001
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    epochs: Annotated[int, Field(ge=1)] = 3
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    gradient_accumulation: Annotated[int, Field(ge=1)] = 1
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.06
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    validations_per_epoch: Annotated[int, Field(ge=1)] = 1
+    patience: Annotated[int, Field(ge=1)] | None = 3
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = 30.0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    threads: Annotated[int, Field(ge=1)] | None = None
+
+
+class EvaluationParams(_Section):
+    """How the test rows are scored; the generation settings do nothing for classification."""
+
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    calibration_bins: Annotated[int, Field(ge=2)] = 15
+    max_new_tokens: Annotated[int, Field(ge=1)] = 64
+    beams: Annotated[int, Field(ge=1)] = 1
+    max_generated_rows: Annotated[int, Field(ge=1)] | None = None
+
+
+class Comparison(_Section):
+    """Judged on the paired difference to another system over the same test rows.
+
+    The bootstrap interval of (ours − theirs), turned so that higher is better, must lie above `margin`
+    (better than) or above −`margin` (not worse than).
+    """
+
+    metric: str
+    margin: Annotated[float, Field(ge=0)] = 0.0
+
+
+class SliceCriteria(_Section):
+    """The same judgement for every value of a column listed under `data.slices` with at least `min_rows`."""
+
+    column: str
+    min_rows: Annotated[int, Field(ge=1)] = 30
+    floors: dict[str, float] = {}
+    not_worse_than_champion: Comparison | None = None
+
+
+class GateParams(_Section):
+    """What a version must show before it is registered. `floors` are ceilings for metrics where lower is better."""
+
+    confidence: Fraction = 0.95
+    resamples: Annotated[int, Field(ge=100)] = 2000
+    floors: dict[str, float] = {}
+    better_than_base: Comparison | None = None
+    not_worse_than_champion: Comparison | None = None
+    slices: tuple[SliceCriteria, ...] = ()
+
+
+class ScheduleParams(_Section):
+    """When the prefix is retrained: a cron expression in `timezone`."""
+
+    cron: Annotated[str, StringConstraints(pattern=r"^(\S+\s+){4}\S+$")]
+    timezone: str = "UTC"
+
+
+class PrefixEntry(_Section):
+    """One entry under `prefixes`, with `defaults` filled in."""
+
+    base_model: str
+    task: Task
+    data: DataParams
+    prefix: PrefixParams = PrefixParams()
+    training: TrainingParams = TrainingParams()
+    evaluation: EvaluationParams = EvaluationParams()
+    gate: GateParams = GateParams()
+    schedule: ScheduleParams | None = None
+
+    @model_validator(mode="after")
+    def _metrics_fit_the_task(self) -> PrefixEntry:
+        known = TASK_METRICS[self.task]
+        wanted = [*((f"gate.floors.{metric}", metric) for metric in self.gate.floors)]
+        for key in ("better_than_base", "not_worse_than_champion"):
+            if (comparison := getattr(self.gate, key)) is not None:
+                wanted.append((f"gate.{key}.metric", comparison.metric))
+        for i, criteria in enumerate(self.gate.slices):
+            wanted += [(f"gate.slices.{i}.floors.{metric}", metric) for metric in criteria.floors]
+            if criteria.not_worse_than_champion is not None:
+                metric = criteria.not_worse_than_champion.metric
+                wanted.append((f"gate.slices.{i}.not_worse_than_champion.metric", metric))
+        problems = [
+            f"{key}: got {metric!r}; expected one of {', '.join(known)} for {self.task}"
+            for key, metric in wanted
+            if metric not in known
+        ]
+        problems += [
+            f"gate.slices.{i}.column: {criteria.column!r} is not listed under data.slices"
+            for i, criteria in enumerate(self.gate.slices)
+            if criteria.column not in self.data.slices
+        ]
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+class Params(_Section):
+    """The whole of params.yaml, with `defaults` merged into every prefix."""
+
+    base_models: dict[Name, BaseModelParams]
+    prefixes: dict[Name, PrefixEntry]
+
+    def prefix(self, name: str) -> PrefixEntry:
+        """The entry `name`.
+
+        Raises:
+            ParamsError: there is none; the message lists those there are.
+        """
+        if name not in self.prefixes:
+            available = ", ".join(sorted(self.prefixes)) or "none"
+            raise ParamsError([f"prefixes.{name}: not in params.yaml; available: {available}"])
+        return self.prefixes[name]
+
+    def base_model(self, name: str) -> BaseModelParams:
+        """The base model of the prefix `name`."""
+        return self.base_models[self.prefix(name).base_model]
+
+
+def load_params(path: Path) -> Params:
+    """Read and validate `path`.
+
+    Raises:
+        ParamsError: the file is missing, is not YAML, or holds anything wrong; all problems at once.
+    """
+    return parse_params(_read_yaml(path), where=str(path))
+
+
+def parse_params(raw: Any, *, where: str = "params.yaml") -> Params:
+    """Validate the plain content of a params.yaml (see `load_params`)."""
+    if not isinstance(raw, dict):
+        raise ParamsError([f"got {type(raw).__name__}; expected a mapping"], heading=f"{where}:")
+    problems = [
+        f"{key}: unknown key; expected one of base_models, defaults, prefixes"
+        for key in raw.keys() - {"base_models", "defaults", "prefixes"}
+    ]
+    defaults = raw.get("defaults") or {}
+    prefixes = raw.get("prefixes") or {}
+    base_models = raw.get("base_models") or {}
+    for key, value in {"defaults": defaults, "prefixes": prefixes, "base_models": base_models}.items():
+        if not isinstance(value, dict):
+            problems.append(f"{key}: got {type(value).__name__}; expected a mapping")
+    if problems:
+        raise ParamsError(sorted(problems), heading=f"{where} is not valid:")
+
+    merged = {
+        name: _merge(defaults, entry) if isinstance(entry, dict) else entry
+        for name, entry in prefixes.items()
+    }
+    params = None
+    try:
+        params = Params.model_validate({"base_models": base_models, "prefixes": merged})
+    except ValidationError as error:
+        problems += _explain(error, prefixes)
+    for name, entry in prefixes.items():
+        wanted = entry.get("base_model", defaults.get("base_model")) if isinstance(entry, dict) else None
+        if wanted is not None and wanted not in base_models:
+            available = ", ".join(sorted(map(str, base_models))) or "none"
+            problems.append(
+                f"prefixes.{name}.base_model: {wanted!r} is not under base_models; available: {available}"
+            )
+    if problems or params is None:
+        raise ParamsError(sorted(set(problems)), heading=f"{where} is not valid:")
+    return params
+
+
+def _read_yaml(path: Path) -> Any:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        return YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ParamsError(
+            [f"{path}: no such file; run `prefixline init DIR` to make a workspace, or change into one"]
+        ) from None
+    except UnicodeDecodeError as error:
+        raise ParamsError([f"{path}: is not UTF-8: {error.reason} at byte {error.start}"]) from None
+    except YAMLError as error:
+        raise ParamsError([f"{path}: is not valid YAML: {error}"]) from None
+
+
+def _merge(defaults: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
+    """`entry` over `defaults`, mapping by mapping; any other value replaces the default whole."""
+    merged = dict(defaults)
+    for key, value in entry.items():
+        default = merged.get(key)
+        merged[key] = _merge(default, value) if isinstance(default, dict) and isinstance(value, dict) else value
+    return merged
+
+
+_UNION_BRANCH = re.compile(r"^(HubSource|PathSource|PackageSource)$")
+
+
+def _explain(error: ValidationError, prefixes: Mapping[str, Any]) -> list[str]:
+    """One line per problem, at the key path where the user wrote the value (the entry or `defaults`)."""
+    problems: list[str] = []
+    bad_sources: set[str] = set()
+    for fault in error.errors():
+        where = tuple(str(part) for part in fault["loc"])
+        if any(_UNION_BRANCH.match(part) for part in where):
+            bad_sources.add(".".join(where[: where.index("source") + 1]))
+            continue
+        if where[0] == "prefixes" and len(where) > 2:
+            where = _written_at(where, prefixes)
+        path = ".".join(where)
+        message = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "extra_forbidden":
+            problems.append(f"{path}: unknown key")
+        elif fault["type"] == "missing":
+            problems.append(f"{path}: missing")
+        elif fault["type"] == "value_error":
+            problems += [f"{path}.{line}" if ": " in line else f"{path}: {line}" for line in message.split("\n")]
+        else:
+            problems.append(f"{path}: got {fault['input']!r}; {message[0].lower()}{message[1:]}")
+    problems += [
+        f"{path}: expected one of {{hub, revision (40 hex characters)}}, {{path}} or {{package, folder}}"
+        for path in bad_sources
+    ]
+    return problems
+
+
+def _written_at(where: tuple[str, ...], prefixes: Mapping[str, Any]) -> tuple[str, ...]:
+    entry: Any = prefixes.get(where[1])
+    for depth, part in enumerate(where[2:], start=2):
+        if isinstance(entry, dict) and part in entry:
+            entry = entry[part]
+        elif isinstance(entry, (list, tuple)):
+            return where
+        else:
+            return where if depth == 2 and len(where) == 3 and part == "data" else ("defaults", *where[2:])
+    return where

@@ -1,0 +1,24 @@
+"""What every test stands on: no telemetry, no outward connection, tiny base models."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline.environment import quiet_environment
+
+os.environ.update(quiet_environment())
+
+from tests import tiny  # noqa: E402  (the environment must be set before any of these tools is imported)
+
+
+@pytest.fixture(scope="session")
+def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.tiny_encoder(tmp_path_factory.mktemp("encoder"))
+
+
+@pytest.fixture(scope="session")
+def decoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.tiny_decoder(tmp_path_factory.mktemp("decoder"))
