@@ -14,6 +14,7 @@ The tree; each kind of fault has a type of its own, because each asks for a diff
     │   └── NonFiniteLossError
     ├── ExperimentError      a DVC stage failed
     ├── RegistryError        MLflow refused, or holds something that contradicts us
+    ├── ServerError          a server could not be started, or ended by itself
     └── UnreachableError     a server did not answer
 
 A message says what was got, what was expected, where, and what to do.
@@ -88,3 +89,7 @@ class RegistryError(PrefixlineError):
 
 class UnreachableError(PrefixlineError):
     """A server did not answer."""
+
+
+class ServerError(PrefixlineError):
+    """A server could not be started, or ended by itself; the message holds its log's last lines."""
