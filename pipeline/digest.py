@@ -54,9 +54,7 @@ def manifest(path: Path) -> dict[str, str]:
             [f"{link}: is a symbolic link; expected a regular file" for link in links],
             heading=f"{path} cannot be hashed:",
         )
-    return {
-        entry.relative_to(path).as_posix(): sha256_file(entry) for entry in entries if entry.is_file()
-    }
+    return {entry.relative_to(path).as_posix(): sha256_file(entry) for entry in entries if entry.is_file()}
 
 
 def verify(path: Path, expected: Mapping[str, str]) -> None:

@@ -9,7 +9,6 @@ A prefix's settings are `defaults`, overridden key by key by its own entry under
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -277,9 +276,9 @@ def parse_params(raw: Any, *, where: str = "params.yaml") -> Params:
         f"{key}: unknown key; expected one of base_models, defaults, prefixes"
         for key in raw.keys() - {"base_models", "defaults", "prefixes"}
     ]
-    defaults = raw.get("defaults") or {}
-    prefixes = raw.get("prefixes") or {}
-    base_models = raw.get("base_models") or {}
+    defaults = _section(raw, "defaults")
+    prefixes = _section(raw, "prefixes")
+    base_models = _section(raw, "base_models")
     for key, value in {"defaults": defaults, "prefixes": prefixes, "base_models": base_models}.items():
         if not isinstance(value, dict):
             problems.append(f"{key}: got {type(value).__name__}; expected a mapping")
@@ -307,6 +306,12 @@ def parse_params(raw: Any, *, where: str = "params.yaml") -> Params:
     return params
 
 
+def _section(raw: Mapping[str, Any], key: str) -> Any:
+    """An absent or empty section is an empty mapping; anything else is judged as it is."""
+    value = raw.get(key)
+    return {} if value is None else value
+
+
 def _read_yaml(path: Path) -> Any:
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
@@ -328,11 +333,13 @@ def _merge(defaults: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, A
     merged = dict(defaults)
     for key, value in entry.items():
         default = merged.get(key)
-        merged[key] = _merge(default, value) if isinstance(default, dict) and isinstance(value, dict) else value
+        merged[key] = (
+            _merge(default, value) if isinstance(default, dict) and isinstance(value, dict) else value
+        )
     return merged
 
 
-_UNION_BRANCH = re.compile(r"^(HubSource|PathSource|PackageSource)$")
+_SOURCES = {"HubSource", "PathSource", "PackageSource"}
 
 
 def _explain(error: ValidationError, prefixes: Mapping[str, Any]) -> list[str]:
@@ -341,10 +348,10 @@ def _explain(error: ValidationError, prefixes: Mapping[str, Any]) -> list[str]:
     bad_sources: set[str] = set()
     for fault in error.errors():
         where = tuple(str(part) for part in fault["loc"])
-        if any(_UNION_BRANCH.match(part) for part in where):
+        if _SOURCES.intersection(where):
             bad_sources.add(".".join(where[: where.index("source") + 1]))
             continue
-        if where[0] == "prefixes" and len(where) > 2:
+        if where[0] == "prefixes" and fault["type"] not in ("missing", "value_error"):
             where = _written_at(where, prefixes)
         path = ".".join(where)
         message = fault["msg"].removeprefix("Value error, ")
@@ -353,7 +360,9 @@ def _explain(error: ValidationError, prefixes: Mapping[str, Any]) -> list[str]:
         elif fault["type"] == "missing":
             problems.append(f"{path}: missing")
         elif fault["type"] == "value_error":
-            problems += [f"{path}.{line}" if ": " in line else f"{path}: {line}" for line in message.split("\n")]
+            problems += [
+                f"{path}.{line}" if ": " in line else f"{path}: {line}" for line in message.split("\n")
+            ]
         else:
             problems.append(f"{path}: got {fault['input']!r}; {message[0].lower()}{message[1:]}")
     problems += [
@@ -364,12 +373,12 @@ def _explain(error: ValidationError, prefixes: Mapping[str, Any]) -> list[str]:
 
 
 def _written_at(where: tuple[str, ...], prefixes: Mapping[str, Any]) -> tuple[str, ...]:
+    """The key path of a value below `prefixes.NAME`: there if the entry holds it, else under `defaults`."""
     entry: Any = prefixes.get(where[1])
-    for depth, part in enumerate(where[2:], start=2):
-        if isinstance(entry, dict) and part in entry:
-            entry = entry[part]
-        elif isinstance(entry, (list, tuple)):
+    for part in where[2:]:
+        if isinstance(entry, (list, tuple)):
             return where
-        else:
-            return where if depth == 2 and len(where) == 3 and part == "data" else ("defaults", *where[2:])
+        if not (isinstance(entry, dict) and part in entry):
+            return ("defaults", *where[2:])
+        entry = entry[part]
     return where

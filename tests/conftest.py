@@ -11,7 +11,7 @@ from pipeline.environment import quiet_environment
 
 os.environ.update(quiet_environment())
 
-from tests import tiny  # noqa: E402  (the environment must be set before any of these tools is imported)
+from tests import tiny
 
 
 @pytest.fixture(scope="session")

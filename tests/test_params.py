@@ -1,0 +1,172 @@
+"""params.yaml: what is accepted, and what every mistake says."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import pytest
+
+from pipeline.errors import ParamsError
+from pipeline.params import load_params, parse_params
+
+DIGEST = "a" * 64
+GOOD: dict[str, Any] = {
+    "defaults": {"training": {"epochs": 5}, "gate": {"floors": {"loss": 2.0}}},
+    "base_models": {"small": {"source": {"path": "bases/small"}, "digest": DIGEST}},
+    "prefixes": {
+        "questions": {
+            "base_model": "small",
+            "task": "classification",
+            "data": {"path": "data/questions.csv"},
+            "training": {"learning_rate": 0.1},
+        }
+    },
+}
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    raw = copy.deepcopy(GOOD)
+    *parents, last = path.split(".")
+    place: Any = raw
+    for key in parents:
+        place = place.setdefault(key, {})
+    place[last] = value
+    return raw
+
+
+def problems(raw: Any) -> tuple[str, ...]:
+    with pytest.raises(ParamsError) as caught:
+        parse_params(raw)
+    return caught.value.problems
+
+
+def test_an_entry_overrides_the_defaults_key_by_key():
+    entry = parse_params(GOOD).prefix("questions")
+    assert (entry.training.epochs, entry.training.learning_rate) == (5, 0.1)
+    assert entry.gate.floors == {"loss": 2.0}
+
+
+def test_the_objects_cannot_be_changed():
+    entry = parse_params(GOOD).prefix("questions")
+    with pytest.raises(pydantic.ValidationError):
+        entry.training.epochs = 1
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("prefixes.questions.training.lr", 1, "prefixes.questions.training.lr: unknown key"),
+        ("defaults.training.lr", 1, "defaults.training.lr: unknown key"),
+        ("prefixs", {}, "prefixs: unknown key; expected one of base_models, defaults, prefixes"),
+        (
+            "prefixes.questions.training.epochs",
+            0,
+            "prefixes.questions.training.epochs: got 0; input should be",
+        ),
+        (
+            "defaults.training.epochs",
+            "many",
+            "defaults.training.epochs: got 'many'; input should be a valid int",
+        ),
+        (
+            "prefixes.questions.task",
+            "regression",
+            "prefixes.questions.task: got 'regression'; input should be",
+        ),
+        ("base_models.small.digest", "abc", "base_models.small.digest: got 'abc'"),
+        (
+            "base_models.small.source",
+            {"hub": "a/b"},
+            "base_models.small.source: expected one of {hub, revision",
+        ),
+        (
+            "prefixes.questions.base_model",
+            "big",
+            "prefixes.questions.base_model: 'big' is not under base_models",
+        ),
+        (
+            "prefixes.questions.gate.floors",
+            {"bleu": 1},
+            "prefixes.questions.gate.floors.bleu: got 'bleu'; expected",
+        ),
+        (
+            "prefixes.questions.data.splits",
+            {"train": 0.9},
+            "prefixes.questions.data.splits: train + validation",
+        ),
+        ("prefixes.Questions", {}, "prefixes.Questions"),
+        ("prefixes.questions.schedule", {"cron": "daily"}, "prefixes.questions.schedule.cron: got 'daily'"),
+        (
+            "prefixes.questions.training.learning_rate",
+            float("nan"),
+            "prefixes.questions.training.learning_rate: got",
+        ),
+        (
+            "prefixes.questions.gate.slices",
+            [{"column": "region"}],
+            "prefixes.questions.gate.slices.0.column: 'region' is not listed under data.slices",
+        ),
+    ],
+)
+def test_a_mistake_is_named_with_its_key_path(path: str, value: Any, said: str):
+    assert any(line.startswith(said) for line in problems(changed(path, value))), problems(
+        changed(path, value)
+    )
+
+
+def test_a_missing_key_is_reported_where_it_belongs():
+    raw = copy.deepcopy(GOOD)
+    del raw["prefixes"]["questions"]["data"]
+    assert problems(raw) == ("prefixes.questions.data: missing",)
+
+
+def test_all_mistakes_are_reported_at_once():
+    raw = changed("prefixes.questions.training.lr", 1)
+    raw["base_models"]["small"]["digest"] = "abc"
+    raw["prefixes"]["other"] = {"task": "generation"}
+    found = "\n".join(problems(raw))
+    for path in ("prefixes.questions.training.lr", "base_models.small.digest", "prefixes.other.data"):
+        assert path in found
+
+
+@pytest.mark.parametrize("raw", [None, [], "text", {"prefixes": []}])
+def test_something_other_than_a_mapping_is_refused(raw: Any):
+    assert "expected a mapping" in problems(raw)[0]
+
+
+def test_an_unknown_prefix_lists_those_there_are():
+    with pytest.raises(ParamsError, match="available: questions"):
+        parse_params(GOOD).prefix("answers")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"a: [1", "is not valid YAML"),
+        (b"defaults: {}\ndefaults: {}\n", "is not valid YAML.*duplicate key"),
+        (b"\xff\xfe\x00", "is not UTF-8"),
+    ],
+)
+def test_a_file_that_is_not_yaml_is_refused(tmp_path: Path, content: bytes, said: str):
+    path = tmp_path / "params.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ParamsError, match=f"(?s){said}"):
+        load_params(path)
+
+
+def test_a_missing_file_says_how_to_make_a_workspace(tmp_path: Path):
+    with pytest.raises(ParamsError, match="prefixline init"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_a_number_in_exponent_form_is_a_number(tmp_path: Path):
+    path = tmp_path / "params.yaml"
+    path.write_text(
+        "defaults: {training: {learning_rate: 1e-3}}\n"
+        f"base_models: {{b: {{source: {{path: b}}, digest: {DIGEST}}}}}\n"
+        "prefixes: {p: {base_model: b, task: generation, data: {path: d.jsonl}}}\n"
+    )
+    assert load_params(path).prefix("p").training.learning_rate == 0.001
