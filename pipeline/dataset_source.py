@@ -1,0 +1,223 @@
+"""An MLflow dataset source that gives back the exact rows a run was trained on, through git and DVC.
+
+MLflow finds the class by its entry point (group `mlflow.dataset_source`, name `dvc`), so
+`mlflow.data.get_source(run.inputs.dataset_inputs[0]).load()` works wherever prefixline is installed.
+
+What is recorded is valid on any machine: the path inside the repository, the commit, DVC's md5, our SHA-256
+manifest, and the repository's address if it has a remote one. A path of this machine is never recorded. When
+loading, the repository is `PREFIXLINE_WORKSPACE`, else the current folder, if it knows the commit (a commit id
+is its own proof), else the remote address.
+
+The class does not inherit MLflow's `DatasetSource`: that would make this module import mlflow, which imports
+this module by the entry point before the class exists, and the source would then not be registered in a process
+that imports this module first (tried). MLflow asks only for the methods.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from pipeline.digest import digest, manifest, verify
+from pipeline.errors import DataError, IntegrityError, WorkspaceError
+from pipeline.files import new_folder
+
+if TYPE_CHECKING:
+    import datasets
+    import pandas  # type: ignore[import-untyped]
+
+SOURCE_LIMIT = 60_000
+"""Characters; MLflow refuses a source of more than 65,535. A longer manifest is recorded by its digest alone."""
+
+_LOADERS: Mapping[str, str] = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+@dataclass(frozen=True)
+class DvcDatasetSource:
+    """One version of a file or folder that DVC tracks.
+
+    Attributes:
+        path: of the data, relative to the repository's root, posix.
+        rev: the git commit whose .dvc file names this version, 40 hex characters.
+        md5: DVC's hash of it (with `.dir` for a folder).
+        manifest_digest: SHA-256 over the manifest.
+        manifest: {file: SHA-256}, a single file under its own name; null where it would be too long.
+        repo: address of the repository, null where it has no remote one.
+    """
+
+    path: str
+    rev: str
+    md5: str
+    manifest_digest: str
+    manifest: Mapping[str, str] | None = None
+    repo: str | None = None
+
+    @classmethod
+    def of_version(
+        cls, workspace: Path, *, path: str, rev: str, md5: str, manifest: Mapping[str, str]
+    ) -> DvcDatasetSource:
+        """The source of the data at `path` in `workspace`, as committed in `rev`."""
+        short = manifest if len(json.dumps(dict(manifest))) <= SOURCE_LIMIT else None
+        return cls(path, rev, md5, digest(dict(manifest)), short, remote_address(workspace))
+
+    @staticmethod
+    def _get_source_type() -> str:
+        return "dvc"
+
+    @staticmethod
+    def _can_resolve(raw_source: Any) -> bool:
+        return False  # a bare string does not say which version is meant
+
+    @classmethod
+    def _resolve(cls, raw_source: Any) -> DvcDatasetSource:
+        raise NotImplementedError(f"{raw_source!r} does not name a version; make a DvcDatasetSource of it")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return {
+            "path": self.path,
+            "rev": self.rev,
+            "md5": self.md5,
+            "manifest_digest": self.manifest_digest,
+            "manifest": None if self.manifest is None else dict(self.manifest),
+            "repo": self.repo,
+        }
+
+    def to_json(self) -> str:
+        """`to_dict` as JSON with sorted keys."""
+        return json.dumps(self.to_dict(), sort_keys=True)
+
+    @classmethod
+    def from_dict(cls, source_dict: Mapping[str, Any]) -> DvcDatasetSource:
+        """The source whose `to_dict` is `source_dict`."""
+        return cls(**source_dict)
+
+    @classmethod
+    def from_json(cls, source_json: str) -> DvcDatasetSource:
+        """The source whose `to_json` is `source_json`."""
+        return cls.from_dict(json.loads(source_json))
+
+    def load(self, workspace: Path | None = None) -> str:
+        """Fetch the data, re-hash it, and give the local path of the file or folder.
+
+        It is kept in `.prefixline/fetched/` of the workspace, by content, and hashed again on every call.
+
+        Args:
+            workspace: where to look for the repository first; `PREFIXLINE_WORKSPACE` or the current folder
+                where it is None.
+
+        Raises:
+            WorkspaceError: no repository with the commit is at hand, or DVC cannot give the data.
+            IntegrityError: the bytes are not those recorded.
+        """
+        root = workspace or Path(os.environ.get("PREFIXLINE_WORKSPACE") or Path.cwd())
+        target = root / ".prefixline" / "fetched" / self.manifest_digest / PurePosixPath(self.path).name
+        if not target.exists():
+            repository = str(root) if _knows_commit(root, self.rev) else self.repo
+            if repository is None:
+                raise WorkspaceError(
+                    f"{root}: is not a git repository with the commit {self.rev}, and no remote address was "
+                    f"recorded for {self.path}; set PREFIXLINE_WORKSPACE to the workspace the data is from"
+                )
+            with new_folder(target.parent) as fresh:
+                self._fetch(repository, fresh / target.name)
+                self._verify(fresh / target.name)
+        self._verify(target)
+        return str(target)
+
+    def to_dataset(self, workspace: Path | None = None) -> datasets.Dataset:
+        """The rows, as `datasets` reads JSONL, CSV and Parquet. Raises what `load` raises, and DataError."""
+        from datasets import load_dataset
+
+        loaded = Path(self.load(workspace))
+        files = [loaded] if loaded.is_file() else sorted(file for file in loaded.rglob("*") if file.is_file())
+        suffixes = {file.suffix.lower() for file in files}
+        if len(suffixes) != 1 or not suffixes <= _LOADERS.keys():
+            raise DataError(
+                [
+                    f"{self.path}: holds {', '.join(sorted(suffixes)) or 'no file'}; expected one of {', '.join(_LOADERS)}"
+                ]
+            )
+        kind = _LOADERS[suffixes.pop()]
+        cache = loaded.parent.parent / ".rows"
+        return load_dataset(
+            kind, data_files=[str(file) for file in files], split="train", cache_dir=str(cache)
+        )
+
+    def to_pandas(self, workspace: Path | None = None) -> pandas.DataFrame:
+        """The rows as a DataFrame. Raises what `to_dataset` raises."""
+        frame: pandas.DataFrame = self.to_dataset(workspace).to_pandas()
+        return frame
+
+    def _fetch(self, repository: str, target: Path) -> None:
+        """Copy file by file under names checked here: an entry of a `.dir` file may point outside (tried)."""
+        from dvc.api import DVCFileSystem
+        from dvc.exceptions import DvcException
+        from scmrepo.exceptions import SCMError
+
+        try:
+            files = DVCFileSystem(repository, rev=self.rev)
+            if files.isfile(self.path):
+                _copy(files, self.path, target)
+                return
+            names = [PurePosixPath(name).relative_to(self.path) for name in files.find(self.path)]
+            if not names:
+                raise WorkspaceError(f"{self.path}: is not in the repository at commit {self.rev}")
+            if escaping := [str(name) for name in names if ".." in name.parts]:
+                raise IntegrityError(
+                    [f"{name}: points outside of {self.path}" for name in escaping],
+                    heading=f"The .dir entry of {self.path} at commit {self.rev} was tampered with:",
+                )
+            for name in names:
+                _copy(files, f"{self.path}/{name}", target / name)
+        except RecursionError:
+            # What DVC's index does with an entry that contains `..` (tried): it never gets to writing.
+            raise IntegrityError(
+                [f"{self.path}: its .dir entry at commit {self.rev} points outside of it (tampered with)"]
+            ) from None
+        except (DvcException, SCMError, OSError) as error:
+            raise WorkspaceError(
+                f"{self.path} at commit {self.rev}: DVC cannot give it from {repository}: {error}; "
+                f"run `dvc fetch` there, or bring the remote back that holds md5 {self.md5}"
+            ) from error
+
+    def _verify(self, target: Path) -> None:
+        if self.manifest is not None:
+            verify(target, self.manifest)
+        elif (actual := digest(manifest(target))) != self.manifest_digest:
+            raise IntegrityError(
+                [f"{target}: the manifest's SHA-256 is {actual}, expected {self.manifest_digest}"]
+            )
+
+
+def remote_address(workspace: Path) -> str | None:
+    """The address of git's remote `origin` without credentials; None for none, or for a path of this machine."""
+    found = subprocess.run(
+        ["git", "config", "--get", "remote.origin.url"],
+        cwd=workspace,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    url = found.stdout.strip()
+    if re.match(r"^(https?|ssh|git)://", url):
+        return re.sub(r"(?<=://)[^/@]*@", "" if url.startswith("http") else r"git@", url)
+    return url if re.match(r"^[\w.-]+@[\w.-]+:(?!\\)", url) else None
+
+
+def _knows_commit(root: Path, rev: str) -> bool:
+    if not root.is_dir():
+        return False
+    command = ["git", "cat-file", "-e", f"{rev}^{{commit}}"]
+    return subprocess.run(command, cwd=root, capture_output=True, check=False).returncode == 0
+
+
+def _copy(files: Any, name: str, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    files.get_file(name, str(target))
