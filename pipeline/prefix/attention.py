@@ -1,0 +1,390 @@
+"""How a prefix enters a model: through transformers' AttentionInterface, one layer at a time.
+
+`attach` gives every attention module of one model a slot with its own layer of the prefix, and switches that
+model to the attention function registered here, which puts the slot's keys and values in front of the layer's
+own and then calls the implementation the model had (sdpa or eager). The mask gets P columns that every token sees.
+
+Nothing is shared between models: a config, which transformers shares between every model built from it, is
+replaced by a private copy for as long as the prefix is attached. Two models may run in two threads; one
+attached model belongs to one thread at a time while it is trained.
+
+Shape legend: B rows, N tokens, L layers, H key/value heads, P prefix positions, D numbers per head.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import eager_mask, sdpa_mask
+
+from pipeline.errors import PrefixError
+from pipeline.prefix.architecture import Anatomy, anatomy, check_window
+from pipeline.prefix.tuning import Prefix, PrefixShape
+
+PREFIX_ATTENTION = "prefixline"
+"""The name under which the attention and the mask function are registered with transformers."""
+
+_SLOT = "_prefixline_slot"
+_MASK = "_prefixline_mask"
+
+AttentionFunction = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
+
+
+class _Slot:
+    """One attention module's place in an attachment. Not an nn.Module: it must not join the model's parameters."""
+
+    def __init__(self, attachment: _Source, layer: int, attention: AttentionFunction) -> None:
+        self.attachment = attachment
+        self.layer = layer
+        self.attention = attention
+
+
+class _Source:
+    """What a slot asks for its layer's keys and values."""
+
+    def seen(
+        self, layer: int, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The prefix for `layer`, each [P, H, D]; None for no prefix. `key` and `value` are [B, H, N, D]."""
+        raise NotImplementedError
+
+
+class _Recorder(_Source):
+    def __init__(self, layers: int) -> None:
+        self.layers: list[torch.Tensor | None] = [None] * layers
+
+    def seen(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        self.layers[layer] = torch.stack([key[0], value[0]]).detach().clone()
+
+
+class Attachment(_Source):
+    """A prefix on a model, until `detach` (or the end of a `with` block)."""
+
+    def __init__(self, model: PreTrainedModel, prefix: Prefix) -> None:
+        found = anatomy(model)
+        shape = PrefixShape(len(found.attention), found.heads, found.head_size)
+        if prefix.shape != shape:
+            raise PrefixError(f"the prefix is for {prefix.shape}; {type(model).__name__} needs {shape}")
+        check_window(found, prefix.length, 1)
+        self.model = model
+        self.prefix = prefix
+        self._anatomy = found
+        self._layers: tuple[torch.Tensor, ...] = ()
+        self._parameters = inspect.signature(found.base.forward).parameters
+        self._undo = _switch(model, found, self, prefix.length)
+        self._hook = found.base.register_forward_pre_hook(self._before_forward, with_kwargs=True)
+
+    def detach(self) -> None:
+        """Take the prefix off; the model is again as it was. Doing it twice does nothing more."""
+        self._hook.remove()
+        self._undo()
+        self._undo = _nothing
+        self._layers = ()
+
+    def __enter__(self) -> Attachment:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+
+    def seen(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """This pass's prefix for `layer`, each [P, H, D]."""
+        shape = self.prefix.shape
+        if (
+            key.shape[1] != shape.heads
+            or key.shape[3] != shape.head_size
+            or value.shape[3] != shape.head_size
+        ):
+            raise PrefixError(
+                f"layer {layer}: got keys of {key.shape[1]} × {key.shape[3]} and values of {value.shape[1]} × "
+                f"{value.shape[3]} (heads × size); expected {shape.heads} × {shape.head_size} for both"
+            )
+        return self._layers[2 * layer], self._layers[2 * layer + 1]
+
+    def _before_forward(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Make this pass's prefix and place the tokens behind it."""
+        kwargs = {**dict(zip(self._parameters, args, strict=False)), **kwargs}
+        self._refuse_reentrant_checkpointing()
+        tokens = kwargs.get("input_ids")
+        embedded = kwargs.get("inputs_embeds")
+        like = tokens if tokens is not None or embedded is None else embedded[..., 0]
+        if like is None:
+            return (), kwargs  # the model itself says what is missing
+        cache = kwargs.get("past_key_values")
+        past = 0 if cache is None else int(cache.get_seq_length())
+        check_window(self._anatomy, self.prefix.length, past + like.shape[1])
+        kwargs["position_ids"] = self._positions(like, tokens, past, kwargs)
+        if cache is None and "use_cache" in self._parameters and kwargs.get("use_cache") is None:
+            kwargs["use_cache"] = False  # a cache nobody asked for copies every key and value
+        self._layers = per_layer(self.prefix.key_values(), module)
+        return (), kwargs
+
+    def _positions(
+        self, like: torch.Tensor, tokens: torch.Tensor | None, past: int, kwargs: dict[str, Any]
+    ) -> torch.Tensor:
+        """[B or 1, N]: real tokens count from P on, whichever side the padding is on."""
+        length = self.prefix.length
+        given: torch.Tensor | None = kwargs.get("position_ids")
+        if given is not None:
+            return given + length
+        offset = self._anatomy.padding_offset
+        if offset is not None and tokens is not None:
+            real = tokens.ne(offset).long()
+            return (real.cumsum(1) + past + length) * real + offset
+        mask: torch.Tensor | None = kwargs.get("attention_mask")
+        if mask is not None and mask.dim() == 2:
+            return (mask.long().cumsum(1) - 1).clamp_(min=0)[:, past:] + length
+        start = past + length + (0 if offset is None else offset + 1)
+        return torch.arange(start, start + like.shape[1], device=like.device)[None]
+
+    def _refuse_reentrant_checkpointing(self) -> None:
+        for module in self._anatomy.base.modules():
+            function = module.__dict__.get("_gradient_checkpointing_func")
+            if function is not None and getattr(function, "keywords", {}).get("use_reentrant"):
+                raise PrefixError(
+                    "gradient checkpointing with use_reentrant=True gives the prefix no gradient; use "
+                    'gradient_checkpointing_enable({"use_reentrant": False})'
+                )
+
+
+def attach(model: PreTrainedModel, prefix: Prefix) -> Attachment:
+    """Let `model` see `prefix` at every attention layer until `.detach()`, or as a context manager:
+
+        with attach(model, prefix):
+            logits = model(input_ids=input_ids, attention_mask=attention_mask).logits
+
+    Real tokens take the positions from P on, as in PEFT; `position_ids`, where given, are counted without the
+    prefix. Gradients reach the prefix; run `backward` before detaching if gradient checkpointing is on.
+
+    Raises:
+        PrefixError: the model's architecture cannot carry a prefix, the prefix has another shape, or one is
+            already attached. During a pass: input + P longer than the window.
+    """
+    return Attachment(model, prefix)
+
+
+@torch.no_grad()
+def generate(
+    model: PreTrainedModel,
+    prefix: Prefix | None,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    *,
+    max_new_tokens: int,
+    eos_token_id: int | Sequence[int],
+    pad_token_id: int,
+    beams: int = 1,
+) -> torch.Tensor:
+    """The most likely continuation by greedy or beam search, with `prefix` once in the key/value cache.
+
+    Args:
+        model: a causal language model without an attachment, in eval mode.
+        prefix: what to put in front; None generates with the base alone.
+        input_ids: prompts, padded on the left, [B, N].
+        attention_mask: 1 for real tokens, [B, N].
+        max_new_tokens: when to stop at the latest.
+        eos_token_id: when to stop (each of them, where there are several).
+        pad_token_id: what fills rows that stopped sooner.
+        beams: width of the search; 1 is greedy.
+
+    Returns:
+        The new tokens only, [B, up to max_new_tokens].
+
+    Raises:
+        PrefixError: not a causal language model, padding on the right, or P + N + max_new_tokens longer than
+            the window.
+    """
+    from transformers import DynamicCache, GenerationConfig
+
+    found = anatomy(model)
+    if not found.causal or not hasattr(model, "generate"):
+        raise PrefixError(
+            f"{type(model).__name__} does not generate; load the base as a causal language model"
+        )
+    if attention_mask.shape != input_ids.shape or not bool(attention_mask[:, -1].all()):
+        raise PrefixError(
+            f"generation: got a mask of shape {list(attention_mask.shape)} for prompts of shape "
+            f"{list(input_ids.shape)}; expected both alike, with the padding on the left"
+        )
+    length = 0 if prefix is None else prefix.length
+    span = length + input_ids.shape[1] + max_new_tokens
+    check_window(found, length, span - length)
+    settings = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        num_beams=beams,
+        do_sample=False,
+        eos_token_id=eos_token_id,
+        pad_token_id=pad_token_id,
+    )
+    if prefix is None:
+        return _continue(model, settings, input_ids, attention_mask)
+    attachment = attach(model, prefix)
+    if found.sliding_window is not None and span > found.sliding_window:
+        # a cache would let the prefix slide out of sight, which it never does in training
+        with attachment:
+            return _continue(model, settings, input_ids, attention_mask)
+    attachment.detach()
+    rows = len(input_ids) * beams
+    layers = per_layer(prefix.key_values(), model)
+    cache = DynamicCache()
+    for layer in range(len(layers) // 2):
+        key, value = (part.transpose(0, 1).expand(rows, -1, -1, -1) for part in layers[2 * layer :][:2])
+        cache.update(key, value, layer)
+    front = input_ids.new_full((len(input_ids), length), pad_token_id)  # stands for what the cache holds
+    return _continue(
+        model,
+        settings,
+        torch.cat([front, input_ids], dim=1),
+        torch.cat([torch.ones_like(front), attention_mask], dim=1),
+        past_key_values=cache,
+    )
+
+
+def _continue(
+    model: Any, settings: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, **cache: Any
+) -> torch.Tensor:
+    sequences: torch.Tensor = model.generate(
+        input_ids=input_ids, attention_mask=attention_mask, generation_config=settings, **cache
+    )
+    return sequences[:, input_ids.shape[1] :]
+
+
+def per_layer(key_values: torch.Tensor, model: PreTrainedModel) -> tuple[torch.Tensor, ...]:
+    """[L, 2, H, P, D] → 2·L tensors [P, H, D], keys and values by turns, in the model's dtype and device."""
+    weight = next(model.parameters())
+    rows = key_values.to(device=weight.device, dtype=weight.dtype)
+    return rows.transpose(2, 3).flatten(0, 1).unbind(0)
+
+
+def record_key_values(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor:
+    """See `pipeline.prefix.tuning.text_key_values`."""
+    if input_ids.dim() != 1 or len(input_ids) == 0:
+        raise PrefixError(
+            f"text for the prefix: got shape {list(input_ids.shape)}; expected [P] with P of 1 or more"
+        )
+    found = anatomy(model)
+    check_window(found, 0, len(input_ids))
+    recorder = _Recorder(len(found.attention))
+    undo = _switch(model, found, recorder, 0)
+    training = model.training
+    try:
+        model.eval()
+        with torch.no_grad():
+            device = next(model.parameters()).device
+            found.base(input_ids=input_ids[None].to(device))
+    finally:
+        model.train(training)
+        undo()
+    return torch.stack([layer for layer in recorder.layers if layer is not None])
+
+
+def _switch(model: PreTrainedModel, found: Anatomy, source: _Source, length: int) -> Callable[[], None]:
+    """Give every attention module its slot and every module a private config; returns what undoes it."""
+    if any(_SLOT in module.__dict__ for module in found.attention):
+        raise PrefixError(f"{type(model).__name__} already has a prefix attached; detach it first")
+    wrapped = found.base.config._attn_implementation or "eager"
+    if wrapped not in ("sdpa", "eager"):
+        raise PrefixError(
+            f"attention implementation: got {wrapped!r}; expected 'sdpa' or 'eager'; "
+            'load the model with attn_implementation="sdpa"'
+        )
+    slots = [
+        _Slot(source, layer, sdpa_attention_forward if wrapped == "sdpa" else _eager_of(module))
+        for layer, module in enumerate(found.attention)
+    ]
+    originals = {module: module.config for module in model.modules() if "config" in module.__dict__}
+    copies: dict[int, Any] = {}  # one memo for all, so that configs shared within the model stay shared
+    for module, config in originals.items():
+        private = copy.deepcopy(config, copies)
+        private._attn_implementation_internal = PREFIX_ATTENTION
+        setattr(private, _MASK, (wrapped, length))
+        module.__dict__["config"] = private
+    for module, slot in zip(found.attention, slots, strict=True):
+        module.__dict__[_SLOT] = slot
+
+    def undo() -> None:
+        for module in found.attention:
+            del module.__dict__[_SLOT]
+        for module, config in originals.items():
+            module.__dict__["config"] = config
+
+    return undo
+
+
+def _nothing() -> None:
+    pass
+
+
+def _eager_of(module: nn.Module) -> AttentionFunction:
+    """The eager attention of the file that defines `module`'s class, which is what its forward falls back on."""
+    function: AttentionFunction = vars(sys.modules[type(module).__module__])["eager_attention_forward"]
+    return function
+
+
+def _attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The registered attention function: query [B, heads, N, D], key and value [B, H, N', D]."""
+    slot: _Slot = module.__dict__[_SLOT]
+    seen = slot.attachment.seen(slot.layer, key, value)
+    if seen is None:
+        return slot.attention(module, query, key, value, attention_mask, **kwargs)
+    length, tokens = len(seen[0]), key.shape[2]
+    if attention_mask is None:
+        causal = kwargs.get("is_causal")
+        if causal is None:
+            causal = getattr(module, "is_causal", True)
+        if causal and query.shape[2] > 1:
+            # sdpa's own causal mask is aligned to the upper left and would hide the prefix's successors
+            visible = torch.ones(query.shape[2], length + tokens, dtype=torch.bool, device=query.device)
+            attention_mask = visible.tril_(length + tokens - query.shape[2])[None, None]
+    elif attention_mask.shape[-1] == tokens:  # made by the caller, or by the model itself
+        attention_mask = _widen(attention_mask, length)
+    return slot.attention(
+        module, query, _in_front(seen[0], key), _in_front(seen[1], value), attention_mask, **kwargs
+    )
+
+
+def _in_front(prefix: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """[P, H, D] before [B, H, N, D] → [B, H, P + N, D].
+
+    Joined as [B, P + N, H, D]: that is how the projections left the tokens in memory, so each row is one copy.
+    """
+    rows = tokens.transpose(1, 2)
+    return torch.cat([prefix.expand(len(rows), -1, -1, -1), rows], dim=1).transpose(1, 2)
+
+
+def _mask(*, config: Any, **kwargs: Any) -> torch.Tensor | None:
+    """The registered mask function: the wrapped implementation's mask with P columns in front that all see."""
+    wrapped, length = getattr(config, _MASK)
+    if length and kwargs["q_length"] > 1:
+        kwargs["allow_is_causal_skip"] = False  # the shortcut knows no prefix
+    mask = (sdpa_mask if wrapped == "sdpa" else eager_mask)(config=config, **kwargs)
+    return None if mask is None else _widen(mask, length)
+
+
+def _widen(mask: torch.Tensor, length: int) -> torch.Tensor:
+    """P columns in front of a mask [B or 1, 1, N, N']: True where masks are boolean, 0 where they are added."""
+    return nn.functional.pad(mask, (length, 0), value=True if mask.dtype == torch.bool else 0.0)
+
+
+AttentionInterface.register(PREFIX_ATTENTION, _attention)
+AttentionMaskInterface.register(PREFIX_ATTENTION, _mask)
