@@ -1,0 +1,400 @@
+"""The MLflow and the Prefect server of a workspace: started together on loopback, ended together.
+
+All of their data lies in the workspace's `.prefixline/`, so the same databases serve with and without
+servers: `endpoints` says where to connect right now. Artifacts are recorded by their `file:` URI rather than
+as `mlflow-artifacts:/`, because the latter can only be read through a running server, while a file URI works
+directly, and through the server too (client and server share the disk). Either may come first.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+from pipeline.environment import quiet_environment
+from pipeline.errors import ServerError, WorkspaceError
+from pipeline.server_state import STATE_FILE, ProcessId, ServerRecord, ServersRecord, read_state
+
+HOST = "127.0.0.1"
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_GRACE_SECONDS = 15.0
+_LOG_LINES = 15
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """Where a workspace's MLflow and Prefect are to be found now.
+
+    Attributes:
+        mlflow_uri: the tracking and registry URI: the server's `http:` address, or the `sqlite:` database.
+        prefect_api_url: the server's API, or None: Prefect then starts an ephemeral one by itself, which
+            runs no schedules.
+        artifact_root: the `file:` URI below which every experiment must put its artifacts, whether created
+            directly or over HTTP; pass `artifact_location=f"{artifact_root}/{experiment}"` at creation.
+    """
+
+    mlflow_uri: str
+    prefect_api_url: str | None
+    artifact_root: str
+
+
+def endpoints(workspace: Path) -> Endpoints:
+    """The servers of `workspace` if both run, else its database files. Asks no server; see `running`."""
+    workspace = workspace.resolve()
+    servers = running(workspace)
+    root = (workspace / ".prefixline/mlartifacts").as_uri()
+    if servers is None:
+        return Endpoints(f"sqlite:///{workspace}/.prefixline/mlflow.db", None, root)
+    return Endpoints(servers.mlflow.url, f"{servers.prefect.url}/api", root)
+
+
+def running(workspace: Path) -> ServersRecord | None:
+    """What `servers.json` records, if it is complete and all of its processes are alive; None if stale."""
+    state = read_state(workspace.resolve() / ".prefixline")
+    return state if state is not None and state.ready and state.alive() else None
+
+
+def environment(workspace: Path) -> dict[str, str]:
+    """The environment variables under which Prefect keeps to this workspace, quietly.
+
+    Runs' own log lines go to Prefect's API (its pages show them); the terminal only sees warnings.
+    """
+    workspace = workspace.resolve()
+    home = workspace / ".prefixline/prefect"
+    api_url = endpoints(workspace).prefect_api_url
+    return {
+        **quiet_environment(offline=False),
+        "PREFECT_HOME": str(home),
+        "PREFECT_PROFILES_PATH": str(home / "profiles.toml"),
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home / 'prefect.db'}",
+        # An empty address counts as none, and overrides one that the user's shell exports.
+        "PREFECT_API_URL": api_url or "",
+        "PREFECT_SERVER_EPHEMERAL_ENABLED": "false" if api_url else "true",
+        # 20 seconds by default, which the first start's migrations exceed on a busy machine.
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+        "PREFECT_LOGGING_LEVEL": "INFO",
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",
+        "PREFECT_LOGGING_COLORS": "false",
+        "PREFECT_CLI_COLORS": "false",
+        "PREFECT_CLI_PROMPT": "false",
+        "NO_PROXY": _without_proxy(os.environ.get("NO_PROXY", os.environ.get("no_proxy", ""))),
+    }
+
+
+def up(
+    workspace: Path,
+    *,
+    mlflow_port: int = 5000,
+    prefect_port: int = 4200,
+    timeout: float = 240.0,
+    say: Callable[[str], None],
+) -> None:
+    """Start both servers, wait until they answer, and stay until Ctrl-C, SIGTERM or SIGHUP; then end them.
+
+    Must be called from the main thread, which receives the signals.
+
+    Args:
+        workspace: the folder with params.yaml.
+        mlflow_port: loopback port; 0 takes any free one.
+        prefect_port: loopback port; 0 takes any free one.
+        timeout: seconds each server may take until it answers.
+        say: receives one line of progress at a time.
+
+    Raises:
+        WorkspaceError: `workspace` has no params.yaml, or its servers are already up.
+        ServerError: a port is taken, a server did not answer in time, or one died (with its log's last
+            lines). The other one is ended before this is raised.
+    """
+    workspace = workspace.resolve()
+    if not (workspace / "params.yaml").is_file():
+        raise WorkspaceError(
+            f"{workspace} has no params.yaml; go to a workspace, or make one: prefixline init"
+        )
+    state = workspace / ".prefixline"
+    with _only_one(state), _stop_requests() as stop, ExitStack() as cleanup:
+        _end_leftovers(state, say)
+        ports = _free_ports({"mlflow": mlflow_port, "prefect": prefect_port})
+        cleanup.callback((state / STATE_FILE).unlink, missing_ok=True)
+        mlflow, prefect = (
+            _start(spec, cleanup) for spec in _specifications(workspace, ports["mlflow"], ports["prefect"])
+        )
+        record = ServersRecord(ProcessId.of(os.getpid()), mlflow.record, prefect.record, ready=False)
+        record.write(state)
+        for server in (mlflow, prefect):
+            if not _wait_until_it_answers(server, (mlflow, prefect), stop, timeout, say):
+                return
+        record.now_ready().write(state)
+        say("Both servers are up. Ctrl-C ends them.")
+        while not stop.wait(0.5):
+            _raise_if_dead((mlflow, prefect))
+
+
+@dataclass(frozen=True)
+class _Specification:
+    title: str
+    url: str
+    health: str
+    command: Sequence[str]
+    log: Path
+    environment: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class _Server:
+    specification: _Specification
+    process: subprocess.Popen[bytes]
+    record: ServerRecord
+
+
+def _specifications(workspace: Path, mlflow_port: int, prefect_port: int) -> Iterator[_Specification]:
+    state = workspace / ".prefixline"
+    # Settings of other MLflow or Prefect installations in the user's shell must not lead data out of here.
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.lstrip("_").startswith(("MLFLOW_", "PREFECT_"))
+    }
+    common = {
+        **inherited,
+        **environment(workspace),
+        "MLFLOW_ENABLE_AI_GATEWAY": "false",
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONSAFEPATH": "1",
+    }
+    artifacts = (state / "mlartifacts").as_uri()
+    url = f"http://{HOST}:{mlflow_port}"
+    yield _Specification(
+        "MLflow",
+        url,
+        f"{url}/health",
+        [
+            *(sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(mlflow_port)),
+            *("--backend-store-uri", f"sqlite:///{state}/mlflow.db", "--workers", "1"),
+            *("--default-artifact-root", artifacts, "--artifacts-destination", artifacts),
+            *("--uvicorn-opts", "--log-level warning"),
+        ],
+        state / "logs/mlflow.log",
+        common,
+    )
+    url = f"http://{HOST}:{prefect_port}"
+    yield _Specification(
+        "Prefect",
+        url,
+        f"{url}/api/ready",
+        [
+            *(sys.executable, "-m", "prefect", "server", "start", "--host", HOST),
+            *("--port", str(prefect_port), "--analytics-off", "--no-prompt"),
+        ],
+        state / "logs/prefect.log",
+        {**common, "PREFECT_API_URL": f"{url}/api", "PREFECT_SERVER_EPHEMERAL_ENABLED": "false"},
+    )
+
+
+def _start(specification: _Specification, cleanup: ExitStack) -> _Server:
+    """Start one server in a process group of its own, and have `cleanup` end that group."""
+    specification.log.parent.mkdir(parents=True, exist_ok=True)
+    with specification.log.open("wb") as log:
+        process = subprocess.Popen(
+            specification.command,
+            cwd=specification.log.parent,
+            env=specification.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    leader = ProcessId.of(process.pid)
+    cleanup.callback(process.wait)
+    cleanup.callback(_end_group, leader)
+    return _Server(specification, process, ServerRecord(specification.url, leader))
+
+
+def _end_group(leader: ProcessId) -> None:
+    """End the group `leader` leads: SIGTERM, time to finish, SIGKILL for what is left.
+
+    The leader must be alive, or not waited for yet: its number could be another's otherwise.
+    """
+    members = [leader, *(ProcessId.of(child) for child in _descendants(leader.pid))]
+    _signal_group(leader.pid, signal.SIGTERM)
+    deadline = time.monotonic() + _GRACE_SECONDS
+    while any(member.alive() for member in members) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    _signal_group(leader.pid, signal.SIGKILL)
+
+
+def _descendants(pid: int) -> list[int]:
+    try:
+        return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _signal_group(group: int, number: signal.Signals) -> None:
+    # A group that has ended already is what is wanted.
+    with suppress(ProcessLookupError):
+        os.killpg(group, number)
+
+
+def _wait_until_it_answers(
+    server: _Server,
+    all_servers: Sequence[_Server],
+    stop: threading.Event,
+    timeout: float,
+    say: Callable[[str], None],
+) -> bool:
+    """True once `server` answers; False when asked to stop before that."""
+    specification = server.specification
+    started = told = time.monotonic()
+    while not stop.wait(0.2):
+        _raise_if_dead(all_servers)
+        now = time.monotonic()
+        if _answers(specification.health):
+            say(f"{specification.title} answers at {specification.url} (log: {specification.log})")
+            return True
+        if now - started > timeout:
+            raise ServerError(
+                f"{specification.title} did not answer at {specification.health} within {timeout:.0f} s. "
+                f"The end of {specification.log}:\n{_tail(specification.log)}"
+            )
+        if now - told >= 5:
+            say(f"waiting for {specification.title} ({now - started:.0f} s)")
+            told = now
+    return False
+
+
+def _raise_if_dead(servers: Sequence[_Server]) -> None:
+    # Looked at without waiting for it, so that its number stays reserved until its group is ended.
+    for server in servers:
+        ended = os.waitid(os.P_PID, server.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if ended is not None:
+            how = "with exit status" if ended.si_code == os.CLD_EXITED else "by signal"
+            log = server.specification.log
+            raise ServerError(
+                f"{server.specification.title} ended by itself, {how} {ended.si_status}. "
+                f"The end of {log}:\n{_tail(log)}"
+            )
+
+
+def _answers(url: str) -> bool:
+    """Whether `url` gives status 200. Never through a proxy: it is this machine."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=2) as reply:
+            return bool(reply.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _tail(log: Path) -> str:
+    lines = log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
+    return "\n".join(f"  {line}" for line in lines) or "  (empty)"
+
+
+@contextmanager
+def _only_one(state: Path) -> Iterator[None]:
+    """Hold the workspace's lock; the system lets go of it when this process ends, however it ends."""
+    state.mkdir(parents=True, exist_ok=True)
+    with (state / "up.lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            servers = read_state(state)
+            if servers is None or not servers.ready:
+                raise WorkspaceError(f"the servers of {state.parent} are being started already") from None
+            raise WorkspaceError(
+                f"the servers of {state.parent} are already up (process {servers.up.pid}): MLflow at "
+                f"{servers.mlflow.url}, Prefect at {servers.prefect.url}"
+            ) from None
+        yield
+
+
+@contextmanager
+def _stop_requests() -> Iterator[threading.Event]:
+    """An event that Ctrl-C, SIGTERM or a closed terminal sets, instead of interrupting anything."""
+    stop = threading.Event()
+
+    def request(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    before = {number: signal.signal(number, request) for number in _SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end_leftovers(state: Path, say: Callable[[str], None]) -> None:
+    """End servers whose `up` was killed before it could; the lock says that it no longer runs."""
+    servers = read_state(state)
+    if servers is None:
+        return
+    for title, server in (("MLflow", servers.mlflow), ("Prefect", servers.prefect)):
+        if server.process.alive():
+            say(f"ending the {title} server (process {server.process.pid}) that an earlier `up` left behind")
+            _end_group(server.process)
+    (state / STATE_FILE).unlink(missing_ok=True)
+
+
+def _free_ports(wanted: Mapping[str, int]) -> dict[str, int]:
+    """Check that each port can be listened on, and choose one for each 0."""
+    chosen: dict[str, int] = {}
+    with ExitStack() as held:
+        for name, port in wanted.items():
+            listener = held.enter_context(socket.socket())
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind((HOST, port))
+                # Binding alone succeeds beside a listener on all addresses on some systems.
+                taken = port != 0 and _accepts(port)
+            except OSError:
+                taken = True
+            if taken:
+                option = f"--{name}-port"
+                raise ServerError(
+                    f"port {port} on {HOST} is taken by {_owner_of(port)}; end it, or choose another port "
+                    f"with {option} (0: any free one)"
+                )
+            chosen[name] = listener.getsockname()[1]
+    return chosen
+
+
+def _accepts(port: int) -> bool:
+    with socket.socket() as client:
+        client.settimeout(1)
+        return client.connect_ex((HOST, port)) == 0
+
+
+def _owner_of(port: int) -> str:
+    """The process that listens on `port`, in words, as far as this system tells."""
+    try:
+        for connection in psutil.net_connections("tcp"):
+            local = connection.laddr
+            if local and local.port == port and connection.status == psutil.CONN_LISTEN and connection.pid:
+                command = " ".join(psutil.Process(connection.pid).cmdline())[:200]
+                return f"process {connection.pid} ({command})"
+    except psutil.Error:
+        pass  # macOS tells root only, and a process may end meanwhile: say how to find out instead.
+    return f"another program (to see which: lsof -i :{port})"
+
+
+def _without_proxy(current: str) -> str:
+    hosts = [host for host in current.split(",") if host]
+    return ",".join(hosts + [host for host in (HOST, "localhost") if host not in hosts])
