@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from pipeline import base_model
+from pipeline.base_files import identity_files
 from pipeline.base_model import ResolvedBase
 from pipeline.digest import digest, sha256_file
 from pipeline.errors import BaseModelError, IntegrityError
@@ -33,9 +34,7 @@ def decoder(decoder_folder: Path, tmp_path: Path) -> Path:
 
 
 def pinned(source: dict[str, str], folder: Path) -> BaseModelParams:
-    return BaseModelParams.model_validate(
-        {"source": source, "digest": digest(base_model.identity_files(folder))}
-    )
+    return BaseModelParams.model_validate({"source": source, "digest": digest(identity_files(folder))})
 
 
 def resolved(folder: Path) -> ResolvedBase:
@@ -104,9 +103,9 @@ def test_the_identity_is_the_digest_of_the_model_and_tokenizer_files_alone(encod
 def test_every_file_that_changes_what_the_model_computes_changes_the_identity(
     encoder: Path, name: str
 ) -> None:
-    before = digest(base_model.identity_files(encoder))
+    before = digest(identity_files(encoder))
     (encoder / name).write_text("{}")
-    assert digest(base_model.identity_files(encoder)) != before
+    assert digest(identity_files(encoder)) != before
 
 
 def test_hub_folder_and_package_give_one_identity(
@@ -161,7 +160,7 @@ def test_a_wrong_digest_prints_the_found_and_the_expected_one(encoder: Path) -> 
     params = BaseModelParams.model_validate({"source": {"path": str(encoder)}, "digest": "0" * 64})
     with pytest.raises(IntegrityError) as caught:
         base_model.resolve("tiny", params, encoder)
-    assert digest(base_model.identity_files(encoder)) in str(caught.value)
+    assert digest(identity_files(encoder)) in str(caught.value)
     assert "0" * 64 in str(caught.value)
     assert "base_models.tiny.digest" in str(caught.value)
 
@@ -169,7 +168,7 @@ def test_a_wrong_digest_prints_the_found_and_the_expected_one(encoder: Path) -> 
 def test_a_pickle_only_folder_is_refused_by_file_name_with_the_way_out(encoder: Path) -> None:
     (encoder / "model.safetensors").rename(encoder / "pytorch_model.bin")
     with pytest.raises(BaseModelError, match=r"pytorch_model\.bin.*run code.*save_pretrained"):
-        base_model.identity_files(encoder)
+        identity_files(encoder)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
@@ -177,16 +176,16 @@ def test_remote_code_is_refused(encoder: Path, name: str) -> None:
     content = json.loads((encoder / name).read_text())
     (encoder / name).write_text(json.dumps({**content, "auto_map": {"AutoModel": "modeling.Mine"}}))
     with pytest.raises(BaseModelError, match="auto_map"):
-        base_model.identity_files(encoder)
+        identity_files(encoder)
 
 
 def test_incomplete_shards_are_refused_by_name(encoder: Path) -> None:
     reshard(encoder)
-    assert len([name for name in base_model.identity_files(encoder) if name.endswith(".safetensors")]) == 7
+    assert len([name for name in identity_files(encoder) if name.endswith(".safetensors")]) == 7
     assert not base_model.load(resolved(encoder), "classification", labels=["a", "b"]).training
     (encoder / "model-00003-of-00007.safetensors").unlink()
     with pytest.raises(BaseModelError, match=r"lacks 1 of 7.*model-00003-of-00007"):
-        base_model.identity_files(encoder)
+        identity_files(encoder)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +201,7 @@ def test_a_weight_index_that_names_something_else_is_refused(encoder: Path, inde
     (encoder / "model.safetensors").unlink()
     (encoder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(BaseModelError, match=message):
-        base_model.identity_files(encoder)
+        identity_files(encoder)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +217,7 @@ def test_a_weight_index_that_names_something_else_is_refused(encoder: Path, inde
 def test_an_incomplete_folder_is_refused(encoder: Path, spoil: Callable[[Path], None], message: str) -> None:
     spoil(encoder)
     with pytest.raises(BaseModelError, match=message):
-        base_model.identity_files(encoder)
+        identity_files(encoder)
 
 
 @pytest.mark.parametrize("package", ["no_such_package_here", "json.decoder", "no_such.nested", "json.nested"])
