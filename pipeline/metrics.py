@@ -90,7 +90,7 @@ def statistic(metric: str, task: Task, columns: Columns, *, bins: int = 15) -> S
     if task == "classification":
         return _mean(read["loss"])
     per_token = _ratio(read["nll"], read["target_tokens"])
-    return per_token if metric == "loss" else lambda weights: np.exp(per_token(weights))
+    return per_token if metric == "loss" else _exponential(per_token)
 
 
 def figure(metric: str, task: Task, columns: Columns, *, bins: int = 15) -> float:
@@ -220,8 +220,9 @@ def _ratio(above: NDArray[Any], below: NDArray[Any]) -> Statistic:
     over, under = above.astype(float), below.astype(float)
 
     def ratio(weights: Floats) -> Floats:
-        total = weights @ under
-        return _share(weights @ over, total)
+        # An infinite loss times a weight of 0 is no number, and is meant not to be one.
+        with np.errstate(invalid="ignore"):
+            return _share(weights @ over, weights @ under)
 
     return ratio
 
@@ -229,6 +230,15 @@ def _ratio(above: NDArray[Any], below: NDArray[Any]) -> Statistic:
 def _share(above: Floats, below: Floats) -> Floats:
     shares: Floats = np.divide(above, below, out=np.full(len(below), np.nan), where=below > 0)
     return shares
+
+
+def _exponential(inner: Statistic) -> Statistic:
+    def exponential(weights: Floats) -> Floats:
+        with np.errstate(over="ignore"):
+            grown: Floats = np.exp(inner(weights))
+        return grown
+
+    return exponential
 
 
 def _mean(values: NDArray[Any]) -> Statistic:
