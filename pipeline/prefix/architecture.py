@@ -8,6 +8,7 @@ with key/value heads of one size, and if it can be told the positions of its tok
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NoReturn
@@ -71,7 +72,7 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
 
     layers = text_config.num_hidden_layers
     modules: list[nn.Module] = list(model.modules())
-    attention = [module for module in modules if calls_the_interface(type(module))]
+    attention = [module for module in modules if calls_the_interface(type(module).forward)]
     if len(attention) != layers:
         _refuse(
             model,
@@ -118,13 +119,16 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
 
 
 @cache
-def calls_the_interface(kind: type[nn.Module]) -> bool:
-    """Whether `kind`'s own forward pass calls an attention function got from the AttentionInterface."""
+def calls_the_interface(forward: Callable[..., Any]) -> bool:
+    """Whether a module class's `forward` calls an attention function it got from the AttentionInterface.
+
+    Read off its source, as transformers itself decides whether a model's attention can be exchanged.
+    """
     try:
-        source = inspect.getsource(inspect.unwrap(kind.forward))
-    except (OSError, TypeError):  # made at run time or in C: nothing to read, hence not one of transformers'
+        source = inspect.getsource(forward)
+    except OSError:  # defined where no source is, as in an interactive session: not one of transformers'
         return False
-    return ".get_interface(" in source and "ATTENTION" in source
+    return "ALL_ATTENTION_FUNCTIONS.get_interface(" in source
 
 
 def check_window(found: Anatomy, length: int, tokens: int) -> None:

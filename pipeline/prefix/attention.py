@@ -1,64 +1,31 @@
-"""How a prefix enters a model: through transformers' AttentionInterface, one layer at a time.
+"""A prefix on a model: attached for training and scoring, or in the key/value cache for generation.
 
-`attach` gives every attention module of one model a slot with its own layer of the prefix, and switches that
-model to the attention function registered here, which puts the slot's keys and values in front of the layer's
-own and then calls the implementation the model had (sdpa or eager). The mask gets P columns that every token sees.
-
-Nothing is shared between models: a config, which transformers shares between every model built from it, is
-replaced by a private copy for as long as the prefix is attached. Two models may run in two threads; one
-attached model belongs to one thread at a time while it is trained.
+See `pipeline.prefix.interface` for how it gets there. Two models may run in two threads, even with one config;
+one attached model belongs to one thread at a time while it is trained.
 
 Shape legend: B rows, N tokens, L layers, H key/value heads, P prefix positions, D numbers per head.
 """
 
 from __future__ import annotations
 
-import copy
 import inspect
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import eager_mask, sdpa_mask
+from transformers import PreTrainedModel
 
 from pipeline.errors import PrefixError
-from pipeline.prefix.architecture import Anatomy, anatomy, check_window
+from pipeline.prefix.architecture import anatomy, check_window
+from pipeline.prefix.interface import PREFIX_ATTENTION, switch
 from pipeline.prefix.tuning import Prefix, PrefixShape
 
-PREFIX_ATTENTION = "prefixline"
-"""The name under which the attention and the mask function are registered with transformers."""
-
-_SLOT = "_prefixline_slot"
-_MASK = "_prefixline_mask"
-
-AttentionFunction = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
+__all__ = ["PREFIX_ATTENTION", "Attachment", "attach", "generate", "per_layer", "record_key_values"]
 
 
-class _Slot:
-    """One attention module's place in an attachment. Not an nn.Module: it must not join the model's parameters."""
-
-    def __init__(self, attachment: _Source, layer: int, attention: AttentionFunction) -> None:
-        self.attachment = attachment
-        self.layer = layer
-        self.attention = attention
-
-
-class _Source:
-    """What a slot asks for its layer's keys and values."""
-
-    def seen(
-        self, layer: int, key: torch.Tensor, value: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """The prefix for `layer`, each [P, H, D]; None for no prefix. `key` and `value` are [B, H, N, D]."""
-        raise NotImplementedError
-
-
-class _Recorder(_Source):
+class _Recorder:
     def __init__(self, layers: int) -> None:
         self.layers: list[torch.Tensor | None] = [None] * layers
 
@@ -66,7 +33,7 @@ class _Recorder(_Source):
         self.layers[layer] = torch.stack([key[0], value[0]]).detach().clone()
 
 
-class Attachment(_Source):
+class Attachment:
     """A prefix on a model, until `detach` (or the end of a `with` block)."""
 
     def __init__(self, model: PreTrainedModel, prefix: Prefix) -> None:
@@ -80,7 +47,7 @@ class Attachment(_Source):
         self._anatomy = found
         self._layers: tuple[torch.Tensor, ...] = ()
         self._parameters = inspect.signature(found.base.forward).parameters
-        self._undo = _switch(model, found, self, prefix.length)
+        self._undo = switch(model, found, self, prefix.length)
         self._hook = found.base.register_forward_pre_hook(self._before_forward, with_kwargs=True)
 
     def detach(self) -> None:
@@ -278,7 +245,7 @@ def record_key_values(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.
     found = anatomy(model)
     check_window(found, 0, len(input_ids))
     recorder = _Recorder(len(found.attention))
-    undo = _switch(model, found, recorder, 0)
+    undo = switch(model, found, recorder, 0)
     training = model.training
     try:
         model.eval()
@@ -291,100 +258,5 @@ def record_key_values(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.
     return torch.stack([layer for layer in recorder.layers if layer is not None])
 
 
-def _switch(model: PreTrainedModel, found: Anatomy, source: _Source, length: int) -> Callable[[], None]:
-    """Give every attention module its slot and every module a private config; returns what undoes it."""
-    if any(_SLOT in module.__dict__ for module in found.attention):
-        raise PrefixError(f"{type(model).__name__} already has a prefix attached; detach it first")
-    wrapped = found.base.config._attn_implementation or "eager"
-    if wrapped not in ("sdpa", "eager"):
-        raise PrefixError(
-            f"attention implementation: got {wrapped!r}; expected 'sdpa' or 'eager'; "
-            'load the model with attn_implementation="sdpa"'
-        )
-    slots = [
-        _Slot(source, layer, sdpa_attention_forward if wrapped == "sdpa" else _eager_of(module))
-        for layer, module in enumerate(found.attention)
-    ]
-    originals = {module: module.config for module in model.modules() if "config" in module.__dict__}
-    copies: dict[int, Any] = {}  # one memo for all, so that configs shared within the model stay shared
-    for module, config in originals.items():
-        private = copy.deepcopy(config, copies)
-        private._attn_implementation_internal = PREFIX_ATTENTION
-        setattr(private, _MASK, (wrapped, length))
-        module.__dict__["config"] = private
-    for module, slot in zip(found.attention, slots, strict=True):
-        module.__dict__[_SLOT] = slot
-
-    def undo() -> None:
-        for module in found.attention:
-            del module.__dict__[_SLOT]
-        for module, config in originals.items():
-            module.__dict__["config"] = config
-
-    return undo
-
-
 def _nothing() -> None:
     pass
-
-
-def _eager_of(module: nn.Module) -> AttentionFunction:
-    """The eager attention of the file that defines `module`'s class, which is what its forward falls back on."""
-    function: AttentionFunction = vars(sys.modules[type(module).__module__])["eager_attention_forward"]
-    return function
-
-
-def _attention(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The registered attention function: query [B, heads, N, D], key and value [B, H, N', D]."""
-    slot: _Slot = module.__dict__[_SLOT]
-    seen = slot.attachment.seen(slot.layer, key, value)
-    if seen is None:
-        return slot.attention(module, query, key, value, attention_mask, **kwargs)
-    length, tokens = len(seen[0]), key.shape[2]
-    if attention_mask is None:
-        causal = kwargs.get("is_causal")
-        if causal is None:
-            causal = getattr(module, "is_causal", True)
-        if causal and query.shape[2] > 1:
-            # sdpa's own causal mask is aligned to the upper left and would hide the prefix's successors
-            visible = torch.ones(query.shape[2], length + tokens, dtype=torch.bool, device=query.device)
-            attention_mask = visible.tril_(length + tokens - query.shape[2])[None, None]
-    elif attention_mask.shape[-1] == tokens:  # made by the caller, or by the model itself
-        attention_mask = _widen(attention_mask, length)
-    return slot.attention(
-        module, query, _in_front(seen[0], key), _in_front(seen[1], value), attention_mask, **kwargs
-    )
-
-
-def _in_front(prefix: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """[P, H, D] before [B, H, N, D] → [B, H, P + N, D].
-
-    Joined as [B, P + N, H, D]: that is how the projections left the tokens in memory, so each row is one copy.
-    """
-    rows = tokens.transpose(1, 2)
-    return torch.cat([prefix.expand(len(rows), -1, -1, -1), rows], dim=1).transpose(1, 2)
-
-
-def _mask(*, config: Any, **kwargs: Any) -> torch.Tensor | None:
-    """The registered mask function: the wrapped implementation's mask with P columns in front that all see."""
-    wrapped, length = getattr(config, _MASK)
-    if length and kwargs["q_length"] > 1:
-        kwargs["allow_is_causal_skip"] = False  # the shortcut knows no prefix
-    mask = (sdpa_mask if wrapped == "sdpa" else eager_mask)(config=config, **kwargs)
-    return None if mask is None else _widen(mask, length)
-
-
-def _widen(mask: torch.Tensor, length: int) -> torch.Tensor:
-    """P columns in front of a mask [B or 1, 1, N, N']: True where masks are boolean, 0 where they are added."""
-    return nn.functional.pad(mask, (length, 0), value=True if mask.dtype == torch.bool else 0.0)
-
-
-AttentionInterface.register(PREFIX_ATTENTION, _attention)
-AttentionMaskInterface.register(PREFIX_ATTENTION, _mask)

@@ -1,0 +1,324 @@
+"""Adapters on disk, in PEFT's format: what is saved here loads with `peft.PeftModel.from_pretrained`, and back.
+
+    adapter_config.json        a PrefixTuningConfig
+    adapter_model.safetensors  `prompt_embeddings` [P, L·2·H·D], and for classification the head's parameters
+                               as `base_model.<parameter name>`; our own facts (`AdapterFacts`) in its metadata
+
+A projection is folded away before saving. Equal content is equal bytes.
+
+Laws (tested): `load_adapter(folder, model)` returns exactly what `save_adapter(folder, ...)` was given; a folder
+that is not whole and of the model's shape raises.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from transformers import PreTrainedModel
+
+from pipeline import digest
+from pipeline.errors import AdapterError
+from pipeline.files import new_folder, write_bytes, write_json
+from pipeline.prefix.tuning import Prefix, PrefixShape, flatten, unflatten
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+
+Task = Literal["classification", "generation"]
+
+_TASK_TYPES: Mapping[str, str] = {"classification": "SEQ_CLS", "generation": "CAUSAL_LM"}
+_VECTORS = "prompt_embeddings"
+_HEAD = "base_model."
+_FACTS = "prefixline"
+_PEFT_VERSION = "0.21.2"  # whose format this is
+_PEFT_HEADS = ("classifier", "score")  # modules PEFT always takes for a classification head
+
+
+@dataclass(frozen=True)
+class AdapterFacts:
+    """What an adapter says of itself, beyond its numbers.
+
+    Attributes:
+        task: what it was trained for.
+        length: P.
+        base_name: the base model's name, as given when it was saved.
+        base_digest: SHA-256 over the base model's files; None where it was not recorded (as by PEFT).
+        labels: the classes in the order of the logits; None for generation, or where not recorded.
+    """
+
+    task: Task
+    length: int
+    base_name: str
+    base_digest: str | None
+    labels: tuple[str, ...] | None
+
+
+def save_adapter(
+    folder: Path,
+    prefix: Prefix,
+    model: PreTrainedModel,
+    *,
+    head: Mapping[str, torch.Tensor],
+    task: Task,
+    base_name: str,
+    base_digest: str | None = None,
+    labels: Sequence[str] | None = None,
+) -> None:
+    """Write `prefix`, and for classification its `head`, to `folder` in one step, replacing what was there.
+
+    Args:
+        folder: where to; on an error it is as it was.
+        prefix: a projection, if any, is folded away.
+        model: the base it was trained on.
+        head: the trained parameters of the classification head by their name in `model`; {} for generation.
+        task: what it was trained for.
+        base_name: what to record as the base model's name.
+        base_digest: what to record as the SHA-256 of the base model's files.
+        labels: the classes in the order of the logits.
+
+    Raises:
+        AdapterError: non-finite numbers, a head that is not whole or not of the model, or a disk that is full.
+    """
+    modules = sorted({_module_of(name, model) for name in head})
+    problems = _shape_problems(head, _head_shapes(model, modules), task, modules)
+    tensors = {_VECTORS: flatten(prefix.key_values().detach()).float()}
+    tensors |= {_HEAD + name: tensor.detach() for name, tensor in head.items()}
+    problems += _value_problems(tensors)
+    if problems:
+        raise AdapterError(f"{folder}: nothing was saved: " + "; ".join(problems))
+    shape = prefix.shape
+    config = {
+        "auto_mapping": None,
+        "base_model_name_or_path": base_name,
+        "encoder_hidden_size": shape.token_size,
+        "inference_mode": True,
+        "init_weights": None,
+        "modules_to_save": [*_PEFT_HEADS, *(name for name in modules if name not in _PEFT_HEADS)]
+        if task == "classification"
+        else None,
+        "num_attention_heads": shape.heads,
+        "num_layers": shape.layers,
+        "num_transformer_submodules": 1,
+        "num_virtual_tokens": prefix.length,
+        "peft_type": "PREFIX_TUNING",
+        "peft_version": _PEFT_VERSION,
+        "prefix_projection": False,
+        "revision": None,
+        "task_type": _TASK_TYPES[task],
+        "token_dim": shape.token_size,
+    }
+    facts = AdapterFacts(
+        task, prefix.length, base_name, base_digest, None if labels is None else tuple(labels)
+    )
+    try:
+        with new_folder(folder) as fresh:
+            write_json(fresh / CONFIG, config)
+            write_bytes(fresh / WEIGHTS, _serialise(tensors, facts))
+    except OSError as error:
+        raise AdapterError(
+            f"{folder}: the adapter could not be saved: {error.strerror}; what was there before is unchanged; "
+            "free some space or choose another folder"
+        ) from error
+
+
+def load_adapter(folder: Path, model: PreTrainedModel) -> tuple[Prefix, dict[str, torch.Tensor]]:
+    """Read an adapter saved by `save_adapter` or by PEFT, for `model`.
+
+    Returns:
+        The prefix (float32), and the head's tensors by their name in `model` (see `install_head`).
+
+    Raises:
+        AdapterError: a file is missing or truncated, the config says anything unknown, a tensor is missing, too
+            many, non-finite or of another shape; the message names all that is wrong.
+        PrefixError: `model` cannot carry a prefix.
+    """
+    shape = PrefixShape.of_model(model)
+    config = _read_config(folder / CONFIG)
+    tensors, _ = _read_weights(folder / WEIGHTS)
+    problems = _config_problems(config, shape)
+    if not problems:
+        modules = config["modules_to_save"] or []
+        vectors = {_VECTORS: (config["num_virtual_tokens"], shape.layers * 2 * shape.token_size)}
+        head = {_HEAD + name: size for name, size in _head_shapes(model, modules).items()}
+        problems += _difference(tensors, vectors | head)
+        problems += _value_problems(tensors)
+    if problems:
+        raise AdapterError(f"{folder}: not an adapter for {type(model).__name__}: " + "; ".join(problems))
+    prefix = Prefix(shape, config["num_virtual_tokens"])
+    prefix.init_from(unflatten(tensors.pop(_VECTORS).float(), shape))
+    return prefix, {name.removeprefix(_HEAD): tensor for name, tensor in tensors.items()}
+
+
+def adapter_facts(folder: Path) -> AdapterFacts:
+    """What the adapter in `folder` says of itself.
+
+    Raises:
+        AdapterError: a file is missing, truncated or says anything unknown.
+    """
+    config = _read_config(folder / CONFIG)
+    if problems := _config_problems(config, None):
+        raise AdapterError(f"{folder}: not an adapter: " + "; ".join(problems))
+    _, metadata = _read_weights(folder / WEIGHTS)
+    task: Task = "classification" if config["task_type"] == "SEQ_CLS" else "generation"
+    length, name = config["num_virtual_tokens"], config["base_model_name_or_path"] or ""
+    if _FACTS not in metadata:
+        return AdapterFacts(task, length, name, None, None)
+    try:
+        recorded = json.loads(metadata[_FACTS])
+        labels = recorded["labels"]
+        facts = AdapterFacts(**{**recorded, "labels": None if labels is None else tuple(labels)})
+    except (ValueError, TypeError, KeyError) as error:
+        raise AdapterError(f"{folder / WEIGHTS}: metadata {_FACTS!r} is not understood: {error}") from None
+    if (facts.task, facts.length, facts.base_name) != (task, length, name):
+        raise AdapterError(f"{folder}: {CONFIG} and the metadata of {WEIGHTS} contradict each other")
+    return facts
+
+
+def adapter_digest(folder: Path) -> str:
+    """SHA-256 over the manifest of the files in `folder`: the adapter's identity, 64 hex characters."""
+    return digest.digest(digest.manifest(folder))
+
+
+@torch.no_grad()
+def install_head(model: PreTrainedModel, head: Mapping[str, torch.Tensor]) -> None:
+    """Copy the head's tensors into `model`'s parameters of those names (they are checked by `load_adapter`)."""
+    for name, tensor in head.items():
+        model.get_parameter(name).copy_(tensor)
+
+
+def _module_of(name: str, model: PreTrainedModel) -> str:
+    """The module a head parameter belongs to as PEFT names it: `classifier`, or `bert.pooler` within the base."""
+    parts = name.split(".")
+    return ".".join(parts[:2]) if parts[0] == model.base_model_prefix else parts[0]
+
+
+def _head_shapes(model: PreTrainedModel, modules: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """{name: shape} of every parameter of those of `modules` that `model` has."""
+    return {
+        name: tuple(parameter.shape)
+        for module in modules
+        for name, parameter in model.named_parameters()
+        if name.startswith(f"{module}.")
+    }
+
+
+def _shape_problems(
+    head: Mapping[str, torch.Tensor],
+    expected: Mapping[str, tuple[int, ...]],
+    task: Task,
+    modules: Sequence[str],
+) -> list[str]:
+    if task == "generation" and head:
+        return [f"got head tensors {', '.join(sorted(head))}; expected none for generation"]
+    if task == "classification" and not head:
+        return ["got no head; expected the classification head's parameters"]
+    return _difference(head, expected)
+
+
+def _difference(actual: Mapping[str, torch.Tensor], expected: Mapping[str, tuple[int, ...]]) -> list[str]:
+    problems = [f"tensor {name} is missing" for name in sorted(expected.keys() - actual.keys())]
+    problems += [f"tensor {name} is one too many" for name in sorted(actual.keys() - expected.keys())]
+    problems += [
+        f"tensor {name}: got shape {list(actual[name].shape)}; expected {list(expected[name])}"
+        for name in sorted(expected.keys() & actual.keys())
+        if tuple(actual[name].shape) != expected[name]
+    ]
+    return problems
+
+
+def _value_problems(tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    problems = [
+        f"tensor {name}: got {str(tensor.dtype).removeprefix('torch.')}; expected floating-point numbers"
+        for name, tensor in tensors.items()
+        if not tensor.is_floating_point()
+    ]
+    problems += [
+        f"tensor {name}: got NaN or infinity; expected finite numbers"
+        for name, tensor in tensors.items()
+        if not bool(torch.isfinite(tensor).all())
+    ]
+    return sorted(problems)
+
+
+def _serialise(tensors: Mapping[str, torch.Tensor], facts: AdapterFacts) -> bytes:
+    """The safetensors file; its header is put in order, since safetensors shuffles the metadata at every run."""
+    metadata = {"format": "pt", _FACTS: digest.canonical_json(asdict(facts)).decode()}
+    raw: bytes = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, metadata)
+    size = int.from_bytes(raw[:8], "little")
+    header = json.dumps(json.loads(raw[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # tensors stay aligned to 8 bytes
+    return len(header).to_bytes(8, "little") + header + raw[8 + size :]
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise AdapterError(f"{path}: no such file; expected an adapter saved by prefixline or PEFT") from None
+    except ValueError as error:
+        raise AdapterError(f"{path}: is not JSON (truncated?): {error}") from None
+    if not isinstance(config, dict):
+        raise AdapterError(f"{path}: got {type(config).__name__}; expected a JSON object")
+    return config
+
+
+def _read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError:
+        raise AdapterError(f"{path}: no such file; expected an adapter saved by prefixline or PEFT") from None
+    except SafetensorError as error:
+        raise AdapterError(f"{path}: is not a whole safetensors file (truncated?): {error}") from None
+
+
+_ANY_VALUE = frozenset(
+    "auto_mapping base_model_name_or_path encoder_hidden_size inference_mode init_weights modules_to_save "
+    "peft_version prefix_projection revision".split()
+)
+
+
+def _config_problems(config: Mapping[str, Any], shape: PrefixShape | None) -> list[str]:
+    """What in `config` is unknown, missing, or (where `shape` is given) not of that shape."""
+    required: dict[str, Any] = {"peft_type": "PREFIX_TUNING", "num_transformer_submodules": 1}
+    if shape is not None:
+        required |= {
+            "num_layers": shape.layers,
+            "num_attention_heads": shape.heads,
+            "token_dim": shape.token_size,
+        }
+    known = {*_ANY_VALUE, *required, "num_layers", "num_attention_heads", "token_dim"}
+    known |= {"task_type", "num_virtual_tokens"}
+    problems = [f"{CONFIG}: key {key!r} is unknown" for key in sorted(config.keys() - known)]
+    problems += [
+        f"{CONFIG}: key {key!r} is missing" for key in sorted(known - {"peft_version"} - config.keys())
+    ]
+    if problems:
+        return problems
+    problems = [
+        f"{CONFIG}: {key}: got {config[key]!r}; expected {value!r}"
+        for key, value in required.items()
+        if config[key] != value
+    ]
+    if config["task_type"] not in _TASK_TYPES.values():
+        problems.append(
+            f"{CONFIG}: task_type: got {config['task_type']!r}; expected {' or '.join(_TASK_TYPES.values())}"
+        )
+    length = config["num_virtual_tokens"]
+    if type(length) is not int or length < 1:
+        problems.append(f"{CONFIG}: num_virtual_tokens: got {length!r}; expected a whole number of 1 or more")
+    modules = config["modules_to_save"]
+    if modules is not None and not (
+        isinstance(modules, list) and all(isinstance(name, str) for name in modules)
+    ):
+        problems.append(
+            f"{CONFIG}: modules_to_save: got {modules!r}; expected a list of module names or null"
+        )
+    return problems
