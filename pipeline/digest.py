@@ -64,14 +64,21 @@ def verify(path: Path, expected: Mapping[str, str]) -> None:
         IntegrityError: with every extra, missing and changed file.
     """
     actual = manifest(path) if path.exists() else {}
-    problems = [f"{name}: missing" for name in sorted(expected.keys() - actual.keys())]
-    problems += [f"{name}: not in the manifest" for name in sorted(actual.keys() - expected.keys())]
-    problems += [
-        f"{name}: SHA-256 is {actual[name]}, expected {expected[name]}"
-        for name in sorted(expected.keys() & actual.keys())
-        if actual[name] != expected[name]
-    ]
+    problems = [f"{name}: {fault}" for name, fault in difference(actual, expected).items()]
     if problems:
         raise IntegrityError(
             problems, heading=f"{path} is not what was recorded (tampered or corrupted); do not use it:"
         )
+
+
+def difference(actual: Mapping[str, str], expected: Mapping[str, str]) -> dict[str, str]:
+    """{file: what is wrong with it} between two manifests: missing files, extra ones, then changed ones."""
+    return {
+        **dict.fromkeys(sorted(expected.keys() - actual.keys()), "missing"),
+        **dict.fromkeys(sorted(actual.keys() - expected.keys()), "not in the manifest"),
+        **{
+            name: f"SHA-256 is {actual[name]}, expected {expected[name]}"
+            for name in sorted(expected.keys() & actual.keys())
+            if actual[name] != expected[name]
+        },
+    }

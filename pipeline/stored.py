@@ -1,0 +1,232 @@
+"""Stored data by hash: out of DVC's cache or remote into a folder, and never used before it is verified.
+
+DVC checks out a tampered cache object without a word, and writes outside the repository where a folder's listing says
+so. Hence files are taken by hash from the listing we checked ourselves, and hashed against a SHA-256 manifest that is
+in git.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pipeline import digest, dvc_repo, files, git
+from pipeline.errors import IntegrityError, WorkspaceError
+from pipeline.workspace import Workspace, read_json_at
+
+RECORDS: Mapping[str, str] = {
+    "prepare": "prepared.json",
+    "train": "trained.json",
+    "evaluate": "evaluated.json",
+}
+"""Each stage's git-tracked record below artifacts/NAME/; its `manifest` has the SHA-256 of the stage's other outputs."""
+
+
+@dataclass(frozen=True)
+class StoredOutput:
+    """One output of a stage as DVC stores it: posix path from the workspace's root, and DVC's hash."""
+
+    path: str
+    md5: str
+
+
+def stage_outputs(workspace: Workspace, commit: str, name: str, stage: str) -> tuple[StoredOutput, ...]:
+    """What `stage` of the prefix `name` left in DVC's store, by the dvc.lock of an experiment's commit.
+
+    Raises:
+        WorkspaceError: the commit has no such stage.
+    """
+    from ruamel.yaml import YAML
+
+    content = git.read(workspace.root, commit, "dvc.lock")
+    lock = YAML(typ="safe").load(content.decode()) if content is not None else {}
+    entry = (lock.get("stages") or {}).get(f"{stage}@{name}")
+    if entry is None:
+        raise WorkspaceError(f"dvc.lock in commit {commit}: has no stage {stage}@{name}")
+    record = f"artifacts/{name}/{RECORDS[stage]}"
+    return tuple(
+        StoredOutput(out["path"], out["md5"]) for out in entry.get("outs", ()) if out["path"] != record
+    )
+
+
+def fetch_outputs(workspace: Workspace, commit: str, name: str, stage: str, destination: Path) -> Path:
+    """Put the outputs of `stage` (prepare, train or evaluate) of an experiment's `commit` into `destination`.
+
+    Paths below `destination` are those below artifacts/NAME/ (`adapter/adapter_config.json`, `curves.jsonl`).
+    Whatever was at `destination` is replaced, in one step and only by verified files.
+
+    Raises:
+        IntegrityError: the bytes are not those the stage recorded; `destination` is as it was.
+        WorkspaceError: the commit, or an object in both cache and remote, is missing.
+    """
+    base = f"artifacts/{name}"
+    record = read_json_at(workspace, commit, f"{base}/{RECORDS[stage]}")
+    outputs = stage_outputs(workspace, commit, name, stage)
+    parts = {PurePosixPath(output.path).relative_to(base).as_posix(): output.md5 for output in outputs}
+    return _fetch(workspace, parts, record["manifest"], destination)
+
+
+def push_outputs(workspace: Workspace, commit: str, name: str) -> None:
+    """Copy all stored outputs of the prefix `name` in an experiment's `commit` to the DVC remote.
+
+    Raises:
+        WorkspaceError: see `dvc_repo.push`.
+    """
+    hashes = [output.md5 for stage in RECORDS for output in stage_outputs(workspace, commit, name, stage)]
+    with dvc_repo.opened(workspace.root) as repo:
+        dvc_repo.push(repo, hashes)
+
+
+def fetch_dataset(
+    workspace: Workspace, git_commit: str, path: str, manifest: Mapping[str, str], destination: Path
+) -> Path:
+    """Put the data that `path` had at `git_commit` into the folder `destination`.
+
+    A single file keeps its name below `destination`; of a folder, the files lie directly in it. Whatever was at
+    `destination` is replaced, in one step and only by verified files.
+
+    Args:
+        manifest: the version's own {file: SHA-256}, as `snapshot` returned it.
+
+    Raises:
+        IntegrityError: the bytes are not those of `manifest`; `destination` is as it was.
+        WorkspaceError: the commit, or an object in both cache and remote, is missing.
+    """
+    md5 = dataset_hash(workspace, git_commit, path)
+    part = "" if md5.endswith(".dir") else PurePosixPath(path).name
+    return _fetch(workspace, {part: md5}, manifest, destination)
+
+
+def dataset_hash(workspace: Workspace, git_commit: str, path: str) -> str:
+    """DVC's hash of the data at `path`, by its .dvc file in `git_commit`.
+
+    Raises:
+        WorkspaceError: there is no such file.
+    """
+    content = git.read(workspace.root, git_commit, f"{path}.dvc")
+    if content is None:
+        raise WorkspaceError(f"{path}.dvc: is not in commit {git_commit} of {workspace.root}")
+    return hash_in(content, f"{path}.dvc in commit {git_commit}")
+
+
+def hash_in(content: bytes, where: str) -> str:
+    """DVC's hash in the content of a .dvc file.
+
+    Raises:
+        WorkspaceError: it has none.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        return str(YAML(typ="safe").load(content.decode())["outs"][0]["md5"])
+    except (YAMLError, UnicodeDecodeError, LookupError, TypeError) as error:
+        raise WorkspaceError(f"{where}: is not a .dvc file with one hashed output ({error})") from None
+
+
+def check_cached(repo: Any, md5: str, manifest: Mapping[str, str], what: str) -> None:
+    """Hash what DVC's cache holds under `md5` against `manifest`; whatever the cache lacks is fetched first.
+
+    Raises:
+        IntegrityError: with the whole difference.
+    """
+    objects = _locate(repo, md5)
+    if not md5.endswith(".dir"):
+        objects = dict.fromkeys(manifest, objects[""])
+    _verify({name: digest.sha256_file(path) for name, path in objects.items()}, manifest, objects, what)
+
+
+def _verify(
+    actual: Mapping[str, str], expected: Mapping[str, str], objects: Mapping[str, Path], what: str
+) -> None:
+    """Compare two manifests; a fault names the cache object it came from, for that is what must be deleted."""
+    problems = [
+        f"{name}: {fault}" + (f" (from {objects[name]})" if name in objects else "")
+        for name, fault in digest.difference(actual, expected).items()
+    ]
+    if problems:
+        raise IntegrityError(
+            problems,
+            heading=f"{what} is not what was recorded (DVC's cache was tampered with or is corrupted); do not use it. "
+            "Delete the objects named here, and they are fetched again from the remote:",
+        )
+
+
+def _fetch(
+    workspace: Workspace, parts: Mapping[str, str], manifest: Mapping[str, str], destination: Path
+) -> Path:
+    """Copy `parts`, {path below `destination`: DVC hash}, and verify the whole against `manifest`."""
+    with dvc_repo.opened(workspace.root) as repo:
+        wanted = {
+            str(PurePosixPath(part) / name): path
+            for part, md5 in parts.items()
+            for name, path in _locate(repo, md5).items()
+        }
+        # Verified before it is in place, so that nobody ever sees unverified files there.
+        with files.new_folder(destination) as fresh:
+            for name, path in wanted.items():
+                target = fresh / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target)
+            _verify(digest.manifest(fresh), manifest, wanted, str(destination))
+    return destination
+
+
+def _locate(repo: Any, md5: str) -> dict[str, Path]:
+    """{path within the stored thing: file in DVC's cache}; a single file's path is "".
+
+    Raises:
+        IntegrityError: a folder's listing is not what its hash says, or names something outside the folder.
+        WorkspaceError: an object is neither in the cache nor in the remote.
+    """
+    _bring(repo, {md5})
+    own = Path(repo.cache.local.oid_to_path(md5))
+    if not md5.endswith(".dir"):
+        return {"": own}
+    content = own.read_bytes()
+    if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5.removesuffix(".dir"):
+        raise IntegrityError([f"{own}: is not what its name says (MD5); delete it to have it fetched again"])
+    entries = json.loads(content)
+    bad = [entry["relpath"] for entry in entries if not _is_inside(entry["relpath"])]
+    if bad:
+        raise IntegrityError(
+            [f"{name!r}: expected a relative path that stays inside the folder" for name in bad],
+            heading=f"{own}: a stored folder's listing names files outside of it; nothing was written:",
+        )
+    _bring(repo, {entry["md5"] for entry in entries})
+    return {entry["relpath"]: Path(repo.cache.local.oid_to_path(entry["md5"])) for entry in entries}
+
+
+def _is_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\\" not in name
+
+
+def _bring(repo: Any, hashes: set[str]) -> None:
+    """Fetch what the cache lacks from the remote, which verifies each object's MD5 (`remote.verify`)."""
+    from dvc_data.hashfile.hash_info import HashInfo
+
+    cache = repo.cache.local
+    absent = [value for value in sorted(hashes) if not Path(cache.oid_to_path(value)).exists()]
+    if not absent:
+        return
+    repo.cloud.pull([HashInfo("md5", value) for value in absent])
+    absent = [value for value in absent if not Path(cache.oid_to_path(value)).exists()]
+    if not absent:
+        return
+    remote = repo.cloud.get_remote_odb()
+    tampered = [value for value in absent if remote.exists(value)]
+    if tampered:
+        raise IntegrityError(
+            [f"{remote.oid_to_path(value)}: its content has another MD5" for value in tampered],
+            heading="the DVC remote holds objects that are not what their names say (tampered or corrupted):",
+        )
+    raise WorkspaceError(
+        f"{repo.root_dir}: neither DVC's cache nor its remote has {', '.join(absent)}; "
+        "bring back the remote these were pushed to"
+    )
