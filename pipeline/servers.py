@@ -34,6 +34,13 @@ HOST = "127.0.0.1"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _GRACE_SECONDS = 15.0
 _LOG_LINES = 15
+_OTHER_SERVERS = (
+    "PREFECT_API_URL",
+    "PREFECT_API_KEY",
+    "PREFECT_API_AUTH_STRING",
+    "PREFECT_PROFILE",
+    "PREFECT_API_DATABASE_CONNECTION_URL",
+)
 
 
 @dataclass(frozen=True)
@@ -73,17 +80,18 @@ def environment(workspace: Path) -> dict[str, str]:
     """The environment variables under which Prefect keeps to this workspace, quietly.
 
     Runs' own log lines go to Prefect's API (its pages show them); the terminal only sees warnings.
+    Creates the folder that `PREFECT_HOME` names, because Prefect makes no parents.
     """
     workspace = workspace.resolve()
     home = workspace / ".prefixline/prefect"
+    home.mkdir(parents=True, exist_ok=True)
     api_url = endpoints(workspace).prefect_api_url
     return {
         **quiet_environment(offline=False),
         "PREFECT_HOME": str(home),
         "PREFECT_PROFILES_PATH": str(home / "profiles.toml"),
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home / 'prefect.db'}",
-        # An empty address counts as none, and overrides one that the user's shell exports.
-        "PREFECT_API_URL": api_url or "",
+        **({"PREFECT_API_URL": api_url} if api_url else {}),
         "PREFECT_SERVER_EPHEMERAL_ENABLED": "false" if api_url else "true",
         # 20 seconds by default, which the first start's migrations exceed on a busy machine.
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
@@ -96,6 +104,17 @@ def environment(workspace: Path) -> dict[str, str]:
         "PREFECT_CLI_PROMPT": "false",
         "NO_PROXY": _without_proxy(os.environ.get("NO_PROXY", os.environ.get("no_proxy", ""))),
     }
+
+
+def enter(workspace: Path) -> None:
+    """Put `environment(workspace)` into this process, before it imports Prefect.
+
+    Addresses of other Prefect servers that the user's shell exports are taken out: the workspace's runs
+    belong into its own database. (Set to the empty string, Prefect would take them for an address.)
+    """
+    for name in _OTHER_SERVERS:
+        os.environ.pop(name, None)
+    os.environ.update(environment(workspace))
 
 
 def up(
