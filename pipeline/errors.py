@@ -11,7 +11,8 @@ The tree; each kind of fault has a type of its own, because each asks for a diff
     ├── PrefixError          this model, input or adapter cannot carry this prefix
     │   └── AdapterError     adapter files are incomplete, malformed or of another shape
     ├── TrainingError        training cannot go on
-    │   └── NonFiniteLossError
+    │   ├── NonFiniteLossError
+    │   └── TrainingInterruptedError   SIGINT or SIGTERM came; running again goes on
     ├── ExperimentError      a DVC stage failed
     ├── RegistryError        MLflow refused, or holds something that contradicts us
     ├── ServerError          a server could not be started, or ended by itself
@@ -77,6 +78,10 @@ class TrainingError(PrefixlineError):
 
 class NonFiniteLossError(TrainingError):
     """The loss became NaN or infinite."""
+
+
+class TrainingInterruptedError(TrainingError):
+    """SIGINT or SIGTERM came; a checkpoint was kept, and running again goes on from it."""
 
 
 class ExperimentError(PrefixlineError):
