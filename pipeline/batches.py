@@ -1,0 +1,176 @@
+"""Prepared rows as batches: read in place from Arrow, grouped by length, padded on the right.
+
+Which examples an optimiser step sees follows from the seed and the epoch alone: the epoch's permutation is cut
+into windows of `WINDOW` steps, each window is sorted by length and cut into steps, and the steps are shuffled.
+So rows of a step are of similar length and little of a batch is padding, while the make-up of steps still
+changes from epoch to epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    import datasets
+    import pyarrow as pa
+
+WINDOW = 32
+"""Optimiser steps whose examples are sorted by length together."""
+
+VALIDATION_BATCH = 64
+
+Indices = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows to compute at once: B rows of N tokens, padded on the right.
+
+    Attributes:
+        input_ids: [B, N].
+        attention_mask: 1 for real tokens, [B, N].
+        targets: what is to be predicted: the label of each row [B], or the target tokens of all rows [T].
+        positions: generation: where the T logits stand, as indices into B·N; classification: None.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    targets: torch.Tensor
+    positions: torch.Tensor | None = None
+
+
+class Rows(Protocol):
+    """A split as the training loop sees it."""
+
+    lengths: Indices
+    """Tokens of each example (of its longest row), [examples]."""
+
+    def batches(self, examples: Indices, pieces: int) -> list[Batch]:
+        """The examples as at most `pieces` batches, rows of like length together."""
+
+
+class Ragged:
+    """A column of lists, read where Arrow has it (memory-mapped), without a copy.
+
+    Args:
+        column: lists of numbers, or lists of lists of numbers, without nulls.
+    """
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        import pyarrow as pa
+
+        self._chunks: list[tuple[Indices, Any]] = []
+        for chunk in column.chunks:
+            values = chunk.values
+            nested = pa.types.is_list(values.type) or pa.types.is_large_list(values.type)
+            inner = Ragged(pa.chunked_array([values])) if nested else values.to_numpy()
+            self._chunks.append((chunk.offsets.to_numpy(), inner))
+        sizes = [len(offsets) - 1 for offsets, _ in self._chunks]
+        self._starts = np.cumsum([0, *sizes])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: int) -> Any:
+        """The list at `index`: an array of numbers, or a list of such."""
+        chunk = int(np.searchsorted(self._starts, index, side="right")) - 1
+        offsets, values = self._chunks[chunk]
+        start, end = offsets[index - self._starts[chunk]], offsets[index - self._starts[chunk] + 1]
+        if isinstance(values, Ragged):
+            return [values[i] for i in range(start, end)]
+        return values[start:end]
+
+    def lengths(self) -> Indices:
+        """How long each list is."""
+        parts = [np.diff(offsets) for offsets, _ in self._chunks]
+        return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, np.int64)
+
+    def longest_inside(self) -> Indices:
+        """Of lists of lists, each with at least one: the length of each one's longest."""
+        parts = [np.maximum.reduceat(inner.lengths(), offsets[:-1]) for offsets, inner in self._chunks]
+        return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, np.int64)
+
+
+class ClassificationRows:
+    """One row per example: its tokens and its label."""
+
+    def __init__(self, rows: datasets.Dataset, *, pad: int) -> None:
+        table = rows.with_format("arrow")[:]
+        self._input_ids = Ragged(table["input_ids"])
+        self._labels = table["label"].to_numpy()
+        self._pad = pad
+        self.lengths = self._input_ids.lengths()
+
+    def batches(self, examples: Indices, pieces: int) -> list[Batch]:
+        """See `Rows`."""
+        examples = examples[np.argsort(self.lengths[examples], kind="stable")]
+        made = []
+        for part in np.array_split(examples, min(pieces, len(examples))):
+            input_ids, mask = _padded([self._input_ids[i] for i in part], self._pad)
+            labels = torch.from_numpy(self._labels[part].astype(np.int64))
+            made.append(Batch(input_ids, mask, labels))
+        return made
+
+
+class GenerationRows:
+    """One row per reference: the source's tokens, then the target's; the loss counts the target's alone."""
+
+    def __init__(self, rows: datasets.Dataset, *, pad: int) -> None:
+        table = rows.with_format("arrow")[:]
+        self._prompts = Ragged(table["input_ids"])
+        self._targets = Ragged(table["target_ids"])
+        self._pad = pad
+        # The last target token is predicted, never read.
+        self.lengths = self._prompts.lengths() + self._targets.longest_inside() - 1
+
+    def batches(self, examples: Indices, pieces: int) -> list[Batch]:
+        """See `Rows`. Split by rows, so one source's references may fall into several batches."""
+        pairs = [(self._prompts[i], target) for i in examples for target in self._targets[i]]
+        pairs.sort(key=lambda pair: len(pair[0]) + len(pair[1]))
+        cuts = np.array_split(np.arange(len(pairs)), min(pieces, len(pairs)))
+        return [self._batch([pairs[i] for i in cut]) for cut in cuts]
+
+    def _batch(self, pairs: Sequence[tuple[Indices, Indices]]) -> Batch:
+        input_ids, mask = _padded([np.concatenate([p, t[:-1]]) for p, t in pairs], self._pad)
+        width = input_ids.shape[1]
+        positions = [i * width + len(p) - 1 + np.arange(len(t)) for i, (p, t) in enumerate(pairs)]
+        return Batch(
+            input_ids,
+            mask,
+            torch.from_numpy(np.concatenate([t for _, t in pairs]).astype(np.int64)),
+            torch.from_numpy(np.concatenate(positions)),
+        )
+
+
+def _padded(rows: Sequence[Indices], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    width = max(len(row) for row in rows)
+    input_ids = np.full((len(rows), width), pad, np.int64)
+    mask = np.zeros((len(rows), width), np.int64)
+    for i, row in enumerate(rows):
+        input_ids[i, : len(row)] = row
+        mask[i, : len(row)] = 1
+    return torch.from_numpy(input_ids), torch.from_numpy(mask)
+
+
+def epoch_steps(lengths: Indices, batch_size: int, *, seed: int, epoch: int) -> list[Indices]:
+    """The examples of every optimiser step of an epoch: each example once (see the module's text)."""
+    generator = np.random.default_rng((seed, epoch))
+    order = generator.permutation(len(lengths))
+    steps: list[Indices] = []
+    for start in range(0, len(order), WINDOW * batch_size):
+        window = order[start : start + WINDOW * batch_size]
+        window = window[np.argsort(lengths[window], kind="stable")]
+        steps += [window[i : i + batch_size] for i in range(0, len(window), batch_size)]
+    return [steps[i] for i in generator.permutation(len(steps))]
+
+
+def validation_batches(rows: Rows) -> Iterator[Batch]:
+    """Every example once, shortest first."""
+    order = np.argsort(rows.lengths, kind="stable")
+    for start in range(0, len(order), VALIDATION_BATCH):
+        yield from rows.batches(order[start : start + VALIDATION_BATCH], 1)

@@ -1,0 +1,52 @@
+"""The bar that shows a training on stderr: steps done, loss, rate and time left.
+
+On a terminal it is redrawn in place; elsewhere (a log, a scheduled run) only what `say` says is written.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class TrainingProgress:
+    """A bar of `total` steps; use as a context manager.
+
+    Args:
+        total: steps of the whole training.
+        unit: what the rate counts, e.g. "targets".
+    """
+
+    def __init__(self, total: int, *, unit: str) -> None:
+        self._console = Console(stderr=True)
+        self._unit = unit
+        self._bar = Progress(
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("training", total=total, figures="")
+
+    def __enter__(self) -> TrainingProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def step(self, step: int, *, loss: float, rate: float) -> None:
+        """Show that `step` steps are done, the last one's loss (nats) and rate (units a second)."""
+        figures = f"loss {loss:.4f}  {rate:,.0f} {self._unit}/s"
+        self._bar.update(self._task, completed=step, figures=figures)
+
+    def say(self, line: str) -> None:
+        """Write a line above the bar."""
+        self._bar.console.print(line, highlight=False, markup=False)
