@@ -1,0 +1,188 @@
+"""The `prefixline` command.
+
+Exit codes: 0 done (registered or unchanged), 1 error, 2 usage, 3 rejected by the gate, 130 stopped by Ctrl-C.
+What a program reads goes to stdout, what a person watches to stderr. Every command imports what it needs when
+it runs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.errors import PrefixlineError
+
+EXIT_ERROR = 1
+EXIT_REJECTED = 3
+EXIT_INTERRUPTED = 130
+
+
+class _Commands(click.Group):
+    """Turns prefixline's own errors into a message on stderr and exit code 1; other errors are our bugs."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except PrefixlineError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(EXIT_ERROR)
+        except KeyboardInterrupt:
+            click.echo("stopped; nothing is lost: the same command goes on from the last checkpoint", err=True)
+            ctx.exit(EXIT_INTERRUPTED)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--workspace",
+    "-w",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path(),
+    help="The workspace folder, or one below it; the current folder if not given.",
+)
+@click.version_option(package_name="prefixline", help="Print the version and exit.")
+@click.pass_context
+def main(ctx: click.Context, workspace: Path) -> None:
+    """Train, judge, register, promote and audit prefixes for frozen transformers models."""
+    from pipeline.environment import quiet_environment
+
+    for name, value in quiet_environment(offline=False).items():
+        os.environ.setdefault(name, value)
+    ctx.obj = workspace
+
+
+as_json = click.option("--json", "json_output", is_flag=True, help="Print one JSON object and nothing else.")
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@as_json
+def init(folder: Path, json_output: bool) -> None:
+    """Make a new workspace in FOLDER: git, DVC with a local remote, params.yaml, dvc.yaml, prefect.yaml."""
+    from pipeline.workspace import init_workspace
+
+    workspace = init_workspace(folder)
+    if json_output:
+        _print_json({"workspace": str(workspace.root)})
+        return
+    click.echo(f"{workspace.root} is a workspace. Next:")
+    click.echo("  1. put your data below data/ and name it, with a base model, in params.yaml; commit")
+    click.echo("  2. prefixline data NAME      look at the data first")
+    click.echo("  3. prefixline retrain NAME   train, judge, register")
+
+
+@main.command()
+@click.option("--mlflow-port", type=click.IntRange(0, 65535), default=5000, show_default=True, help="0: any.")
+@click.option("--prefect-port", type=click.IntRange(0, 65535), default=4200, show_default=True, help="0: any.")
+@click.pass_obj
+def up(workspace: Path, mlflow_port: int, prefect_port: int) -> None:
+    """Start the workspace's MLflow and Prefect servers on loopback, until Ctrl-C."""
+    from pipeline import servers
+    from pipeline.workspace import find_workspace
+
+    servers.up(
+        find_workspace(workspace).root, mlflow_port=mlflow_port, prefect_port=prefect_port, say=lambda s: click.echo(s, err=True)
+    )
+
+
+@main.command()
+@click.pass_obj
+def deploy(workspace: Path) -> None:
+    """Schedule every prefix that has a `schedule`, and serve the runs from this workspace, until Ctrl-C."""
+    from pipeline import servers
+    from pipeline.workspace import find_workspace
+
+    root = find_workspace(workspace).root
+    os.environ.update(servers.environment(root))
+    from flows.deploy import serve_schedules
+
+    serve_schedules(root, say=lambda s: click.echo(s, err=True))
+
+
+@main.command()
+@click.argument("name")
+@as_json
+@click.pass_obj
+def retrain(workspace: Path, name: str, json_output: bool) -> None:
+    """Retrain the prefix NAME now: version the data, train, evaluate, and register it if it passes the gate.
+
+    Exit code 0: registered, or unchanged since the last time; 3: rejected by the gate.
+    """
+    from pipeline import servers
+    from pipeline.workspace import find_workspace
+
+    root = find_workspace(workspace).root
+    os.environ.update(servers.environment(root))
+    from flows.retrain import retrain as flow
+    from pipeline.outcome import Outcome
+
+    outcome = Outcome(**flow(workspace=str(root), prefix=name))
+    if json_output:
+        _print_json(outcome.to_json())
+    else:
+        from pipeline.terminal import show_outcome
+
+        show_outcome(outcome, root)
+    if outcome.outcome == "rejected":
+        sys.exit(EXIT_REJECTED)
+
+
+@main.command()
+@as_json
+@click.pass_obj
+def status(workspace: Path, json_output: bool) -> None:
+    """Say where every prefix stands: its data, its last retraining, its versions and stages."""
+    from pipeline.overview import overview
+    from pipeline.workspace import find_workspace
+
+    state = overview(find_workspace(workspace).root)
+    if json_output:
+        _print_json(state)
+    else:
+        from pipeline.terminal import show_overview
+
+        show_overview(state)
+
+
+@main.command()
+@click.argument("version")
+@as_json
+@click.pass_obj
+def lineage(workspace: Path, version: str, json_output: bool) -> None:
+    """Say what a version was made from. VERSION is NAME, NAME:NUMBER or NAME@STAGE; NAME alone is the newest."""
+    from pipeline.overview import lineage_of
+    from pipeline.workspace import find_workspace
+
+    record = lineage_of(find_workspace(workspace).root, version)
+    if json_output:
+        _print_json(record)
+    else:
+        from pipeline.terminal import show_lineage
+
+        show_lineage(record)
+
+
+@main.command()
+@click.argument("name")
+@as_json
+@click.pass_obj
+def data(workspace: Path, name: str, json_output: bool) -> None:
+    """Validate the data of the prefix NAME and describe it, without training or registering anything."""
+    from pipeline.overview import data_card
+    from pipeline.workspace import find_workspace
+
+    card, page = data_card(find_workspace(workspace).root, name)
+    if json_output:
+        _print_json(card)
+    else:
+        from pipeline.terminal import show_card
+
+        show_card(card, page)

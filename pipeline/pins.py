@@ -1,0 +1,126 @@
+"""pins/NAME.json: everything an experiment was started with, resolved. The flow writes it, the stages read it.
+
+It is in git and `dvc.yaml` depends on its keys, so that DVC sees what is no file of the workspace: the base
+model, the code, the champion; and so that a change of the gate or the schedule re-runs no stage.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from pipeline.errors import WorkspaceError
+from pipeline.params import (
+    BaseModelParams,
+    DataParams,
+    EvaluationParams,
+    PrefixParams,
+    SplitParams,
+    Task,
+    TrainingParams,
+)
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The version in production: the adapter's SHA-256 and the split parameters it was trained with."""
+
+    version: str
+    adapter_digest: str
+    splits: SplitParams
+
+
+@dataclass(frozen=True)
+class Pins:
+    """What the stages of one prefix are to use.
+
+    Attributes:
+        name: the prefix.
+        base_model: {"name"} and its source and digest.
+        previous: DVC's md5 of the dataset version before this one, for the card's comparison.
+    """
+
+    name: str
+    run_key: str
+    task: Task
+    base_name: str
+    base: BaseModelParams
+    code: Mapping[str, str]
+    dataset: Mapping[str, Any]
+    data: DataParams
+    prefix: PrefixParams
+    training: TrainingParams
+    evaluation: EvaluationParams
+    champion: Champion | None = None
+    previous: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; `read_pins` gives back an equal object."""
+        champion = self.champion
+        return {
+            "run_key": self.run_key,
+            "base_model": {"name": self.base_name, **self.base.model_dump(mode="json")},
+            "code": dict(self.code),
+            "data": {**self.dataset, "previous": self.previous},
+            "champion": None
+            if champion is None
+            else {
+                "version": champion.version,
+                "adapter_digest": champion.adapter_digest,
+                "splits": champion.splits.model_dump(mode="json"),
+            },
+            "params": {
+                "task": self.task,
+                "data": self.data.model_dump(mode="json"),
+                "prefix": self.prefix.model_dump(mode="json"),
+                "training": self.training.model_dump(mode="json"),
+                "evaluation": self.evaluation.model_dump(mode="json"),
+            },
+        }
+
+
+def read_pins(folder: Path, name: str) -> Pins:
+    """The pins of the prefix `name` in the workspace, or experiment's copy of it, at `folder`.
+
+    Raises:
+        WorkspaceError: there are none, or they are not what `Pins.to_json` writes.
+    """
+    path = folder / "pins" / f"{name}.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        base, dataset = dict(raw["base_model"]), dict(raw["data"])
+        champion, params = raw["champion"], raw["params"]
+        return Pins(
+            name=name,
+            run_key=raw["run_key"],
+            task=params["task"],
+            base_name=base.pop("name"),
+            base=BaseModelParams.model_validate(base),
+            code=raw["code"],
+            previous=dataset.pop("previous"),
+            dataset=dataset,
+            data=DataParams.model_validate(params["data"]),
+            prefix=PrefixParams.model_validate(params["prefix"]),
+            training=TrainingParams.model_validate(params["training"]),
+            evaluation=EvaluationParams.model_validate(params["evaluation"]),
+            champion=None
+            if champion is None
+            else Champion(
+                champion["version"],
+                champion["adapter_digest"],
+                SplitParams.model_validate(champion["splits"]),
+            ),
+        )
+    except FileNotFoundError:
+        raise WorkspaceError(
+            f"{path}: no such file; `prefixline retrain {name}` writes it, and then runs the stages"
+        ) from None
+    except (ValueError, KeyError, TypeError, ValidationError) as error:
+        raise WorkspaceError(
+            f"{path}: is not a pins file ({type(error).__name__}: {error}); `prefixline retrain {name}` writes it"
+        ) from None

@@ -1,0 +1,465 @@
+"""One retraining, step by step, without Prefect: plan → experiment → judge → register → report.
+
+Each step can be repeated: a dataset version is identified by its hash, everything after it by the run key. An error
+in any step leaves the registry as it was. `flows.retrain` says which steps are tried again, and when all this runs.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pipeline import base_model, card, lineage, pages, registry, snapshot, versions
+from pipeline.base_model import ResolvedBase
+from pipeline.curves import LiveCurves, log_curves, read_curves
+from pipeline.dataset_source import DvcDatasetSource
+from pipeline.digest import digest
+from pipeline.errors import RegistryError, UnreachableError, WorkspaceError
+from pipeline.experiment import Experiment, find_experiment
+from pipeline.experiment import run_experiment as run_dvc_experiment
+from pipeline.files import new_folder, write_bytes, write_json
+from pipeline.lineage import LineageRecord
+from pipeline.outcome import Outcome
+from pipeline.params import PrefixEntry, SplitParams
+from pipeline.pins import Champion, Pins, read_pins
+from pipeline.registry import Known, Registry
+from pipeline.report import ReportData
+from pipeline.servers import endpoints
+from pipeline.snapshot import DatasetVersion
+from pipeline.stages import WORKSPACE, champion_folder, checkpoint_folder, row_ids_folder
+from pipeline.stored import fetch_outputs, push_outputs
+from pipeline.verdict import Verdict
+from pipeline.workspace import Workspace, open_workspace, read_json_at, write_pins
+
+OUTCOME_FILE = "outcome.json"
+"""The run's artifact that a later, unchanged retraining reads its answer from."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a retraining is, decided before anything is computed.
+
+    Attributes:
+        known: what is known of the run key; None when it has to be carried out.
+        prefect_run: the id of the flow run that carries it out; None where there is none.
+        started: seconds since the epoch.
+    """
+
+    workspace: Workspace
+    name: str
+    entry: PrefixEntry
+    base: ResolvedBase
+    dataset: DatasetVersion
+    code: Mapping[str, str]
+    run_key: str
+    known: Known | None
+    prefect_run: str | None
+    started: float
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A finished experiment, fetched, verified and judged.
+
+    Attributes:
+        folder: holds train/ (adapter, curves) and evaluate/ (rows, samples).
+        prepared, trained, evaluated: the stages' git-tracked records.
+        seconds: what preparing, training and evaluating took in their own processes.
+    """
+
+    experiment: Experiment
+    run_id: str
+    folder: Path
+    prepared: Mapping[str, Any]
+    trained: Mapping[str, Any]
+    evaluated: Mapping[str, Any]
+    verdict: Verdict
+
+    @property
+    def adapter(self) -> Path:
+        """The trained adapter's folder."""
+        return self.folder / "train" / "adapter"
+
+    @property
+    def curves(self) -> Path:
+        """The training's curves.jsonl."""
+        return self.folder / "train" / "curves.jsonl"
+
+    @property
+    def rows(self) -> Path:
+        """The scored test rows."""
+        return self.folder / "evaluate" / "evaluation" / "rows.parquet"
+
+    @property
+    def samples(self) -> Path:
+        """A few rows to read."""
+        return self.folder / "evaluate" / "evaluation" / "samples.json"
+
+
+def plan(folder: Path, name: str, *, prefect_run: str | None = None) -> Plan:
+    """Check everything, version the data, and look the run key up.
+
+    Raises:
+        ParamsError, WorkspaceError, BaseModelError, DataError, IntegrityError, UnreachableError: nothing has
+            changed, except that the data may have been versioned before a later step failed.
+    """
+    started = time.time()
+    workspace = open_workspace(folder)
+    params = workspace.params()
+    entry = params.prefix(name)
+    base = base_model.resolve(entry.base_model, params.base_model(name), workspace.root)
+    connection = _connect(workspace)
+    if not snapshot.is_current(workspace, entry.data):
+        validate_data(workspace, name, entry, base)
+    dataset = snapshot.snapshot(workspace, name, entry.data)
+    code = lineage.code_identity()
+    run_key = lineage.run_key(
+        dataset_md5=dataset.md5,
+        manifest=dataset.manifest,
+        base_digest=base.digest,
+        params=lineage.identity_params(entry),
+        code_digest=code["digest"],
+    )
+    known = registry.find_run_key(connection, name, run_key)
+    if known is not None and known.outcome == "incomplete":
+        versions.complete(connection, name, run_key)
+        known = registry.find_run_key(connection, name, run_key)
+    return Plan(workspace, name, entry, base, dataset, code, run_key, known, prefect_run, started)
+
+
+def validate_data(workspace: Workspace, name: str, entry: PrefixEntry, base: ResolvedBase) -> None:
+    """Refuse data that could not be prepared, before a version is made of it.
+
+    Data still to be imported is validated by the experiment's first stage.
+
+    Raises:
+        DataError: every fault found, with file and line.
+    """
+    from pipeline import dataset
+
+    raw = workspace.root / entry.data.path
+    if entry.data.imported_from is not None:
+        return
+    dataset.summarise(
+        raw,
+        entry.data,
+        entry.task,
+        tokenizer=base_model.tokenizer(base),
+        window=base_model.window(base),
+        prefix_length=entry.prefix.length,
+    )
+
+
+def unchanged(plan: Plan) -> Outcome:
+    """The answer where the run key is known: what came of it then.
+
+    Raises:
+        RegistryError: the earlier run has lost its record.
+    """
+    assert plan.known is not None
+    earlier = Outcome(**registry.read_json(_connect(plan.workspace), plan.known.run_id, OUTCOME_FILE))
+    page = pages.page_path(plan.workspace.root, plan.name, plan.run_key)
+    return replace(
+        earlier,
+        outcome="unchanged",
+        version=plan.known.version,
+        earlier=plan.known.outcome,
+        report=str(page) if page.exists() else None,
+    )
+
+
+def run_experiment(plan: Plan) -> str:
+    """Prepare, train and evaluate in one DVC experiment, with live curves in MLflow; the experiment's commit.
+
+    Raises:
+        ExperimentError: a stage failed; the MLflow run is marked, and trying again goes on from its checkpoints.
+        WorkspaceError, IntegrityError, UnreachableError: see the steps.
+    """
+    workspace, root = plan.workspace, plan.workspace.root
+    connection = _connect(workspace)
+    run_id = start_run(plan, connection)
+    with _marking_failure(connection, run_id):
+        baseline = write_pins(workspace, plan.name, _pins(plan, connection).to_json())
+        curves = checkpoint_folder(root, plan.run_key) / "curves.jsonl"
+        with LiveCurves(connection, run_id, curves):
+            experiment = run_dvc_experiment(
+                workspace,
+                plan.name,
+                plan.run_key,
+                {WORKSPACE: str(root)},
+                _to_stderr,
+                baseline=baseline,
+            )
+        push_outputs(workspace, experiment.commit, plan.name)
+    return experiment.commit
+
+
+def start_run(plan: Plan, connection: Registry) -> str:
+    """The MLflow run of this retraining, with its parameters and inputs; the same one when it is repeated."""
+    run_id = registry.start_run(
+        connection,
+        plan.name,
+        plan.run_key,
+        params=lineage.identity_params(plan.entry),
+        tags={"prefixline.prefect_run": plan.prefect_run} if plan.prefect_run else {},
+    )
+    registry.log_base_model(connection, run_id, plan.base)
+    return run_id
+
+
+def judge(plan: Plan, commit: str) -> Judged:
+    """Fetch what the experiment made, verify it against its record, and ask the gate.
+
+    Raises:
+        IntegrityError: DVC's cache or remote gave other bytes than were recorded.
+        DataError: the scored rows are not complete.
+    """
+    from pipeline import gate
+
+    workspace, name = plan.workspace, plan.name
+    experiment = find_experiment(workspace, name, plan.run_key)
+    if experiment is None or experiment.commit != commit:
+        raise WorkspaceError(f"{name}: the experiment {commit} is not kept under its run key {plan.run_key}")
+    records = {
+        record: read_json_at(workspace, commit, f"artifacts/{name}/{record}.json")
+        for record in ("prepared", "trained", "evaluated")
+    }
+    folder = workspace.state / "fetched" / plan.run_key
+    fetch_outputs(workspace, commit, name, "train", folder / "train")
+    fetch_outputs(workspace, commit, name, "evaluate", folder / "evaluate")
+    run_id = start_run(plan, _connect(workspace))
+    scored = folder / "evaluate" / "evaluation" / "rows.parquet"
+    verdict = gate.judge(scored, plan.entry.gate, plan.entry.task, plan.entry.evaluation)
+    return Judged(experiment, run_id, folder, **records, verdict=verdict)
+
+
+def register(plan: Plan, judged: Judged) -> Outcome:
+    """Put everything on the MLflow run, then register what passed; what did not is recorded with the reasons.
+
+    The answer is stored before the registration closes the run, and the page is made after it: a run that counts
+    as known always has its answer.
+
+    Raises:
+        RegistryError, UnreachableError: the registry is as it was, or a repeat completes it.
+    """
+    connection = _connect(plan.workspace)
+    run_id = judged.run_id
+    with _marking_failure(connection, run_id):
+        rows = {**judged.prepared["rows"], "total": sum(judged.prepared["rows"].values())}
+        record = _record(plan, judged, rows, registry.started_at(connection, run_id))
+        outcome = _outcome(plan, judged, rows["total"])
+        _log(plan, judged, connection, record, outcome, rows)
+        if judged.verdict.passed:
+            examples = pages.example_texts(judged.samples)
+            version = versions.register(
+                connection, run_id=run_id, record=record, adapter=judged.adapter, example=examples
+            )
+            outcome = replace(outcome, version=version.version)
+        else:
+            registry.reject(connection, run_id, judged.verdict.reasons)
+        page = pages.write(plan.workspace.root, _report_data(plan, judged, record, outcome))
+        registry.log_files(connection, run_id, [page.html, page.plots], "report")
+    _keep_row_ids(plan, judged)
+    return replace(outcome, report=str(page.html))
+
+
+def _connect(workspace: Workspace) -> Registry:
+    return registry.connect(endpoints(workspace.root).mlflow_uri, workspace.root)
+
+
+def _pins(plan: Plan, connection: Registry) -> Pins:
+    """What the stages use, the champion's adapter being fetched and verified on the way."""
+    entry, root = plan.entry, plan.workspace.root
+    champion = versions.production(connection, plan.name, champion_folder(root, "").parent)
+    return Pins(
+        name=plan.name,
+        run_key=plan.run_key,
+        task=entry.task,
+        base_name=entry.base_model,
+        base=plan.workspace.params().base_model(plan.name),
+        code=plan.code,
+        dataset={"md5": plan.dataset.md5, "manifest": dict(plan.dataset.manifest)},
+        data=entry.data,
+        prefix=entry.prefix,
+        training=entry.training,
+        evaluation=entry.evaluation,
+        previous=_previous(plan),
+        champion=None
+        if champion is None
+        else Champion(
+            champion.version,
+            champion.adapter_digest,
+            SplitParams.model_validate(champion.record.params["data"]["splits"]),
+        ),
+    )
+
+
+def _previous(plan: Plan) -> str | None:
+    """DVC's md5 of the dataset version that the one at hand followed, by the pins of the last retraining."""
+    if not (plan.workspace.root / "pins" / f"{plan.name}.json").exists():
+        return None
+    last = read_pins(plan.workspace.root, plan.name)
+    return last.previous if last.dataset["md5"] == plan.dataset.md5 else str(last.dataset["md5"])
+
+
+def _record(plan: Plan, judged: Judged, rows: Mapping[str, int], created: str) -> LineageRecord:
+    files = {path.name: sha for path, sha in _adapter_files(judged)}
+    dataset, base = plan.dataset, plan.base
+    return LineageRecord(
+        prefix=plan.name,
+        run_key=plan.run_key,
+        files=files,
+        adapter_digest=digest(files),
+        base_model={
+            "name": base.name,
+            "digest": base.digest,
+            "source": dict(base.source),
+            "files": dict(base.files),
+        },
+        dataset={
+            "path": dataset.path,
+            "md5": dataset.md5,
+            "git_commit": dataset.git_commit,
+            "manifest": dict(dataset.manifest),
+            "rows": dict(rows),
+            "labels": judged.prepared["labels"],
+        },
+        params=lineage.identity_params(plan.entry),
+        code={"commit": judged.experiment.baseline, "dirty": False, **plan.code},
+        environment=lineage.environment_identity(),
+        experiment={"commit": judged.experiment.commit, "name": judged.experiment.name},
+        runs={"mlflow": judged.run_id, "prefect": plan.prefect_run},
+        metrics=judged.evaluated["systems"],
+        verdict=judged.verdict.to_json(),
+        seed=plan.entry.training.seed,
+        created=created,
+    )
+
+
+def _adapter_files(judged: Judged) -> Iterator[tuple[PurePosixPath, str]]:
+    for name, sha in judged.trained["manifest"].items():
+        path = PurePosixPath(name)
+        if path.parts[0] == "adapter":
+            yield path, sha
+
+
+def _outcome(plan: Plan, judged: Judged, rows: int) -> Outcome:
+    stages = {
+        stage: float(record["stage_seconds"])
+        for stage, record in {
+            "prepare": judged.prepared,
+            "train": judged.trained,
+            "evaluate": judged.evaluated,
+        }.items()
+    }
+    return Outcome(
+        prefix=plan.name,
+        outcome="registered" if judged.verdict.passed else "rejected",
+        version=None,
+        run_key=plan.run_key,
+        dataset={"md5": plan.dataset.md5, "rows": rows, "git_commit": plan.dataset.git_commit},
+        metrics=judged.evaluated["systems"],
+        verdict=judged.verdict.to_json(),
+        runs={"mlflow": judged.run_id, "prefect": plan.prefect_run},
+        experiment=judged.experiment.commit,
+        seconds={**stages, "total": round(time.time() - plan.started, 3)},
+    )
+
+
+def _log(
+    plan: Plan,
+    judged: Judged,
+    connection: Registry,
+    record: LineageRecord,
+    outcome: Outcome,
+    rows: Mapping[str, int],
+) -> None:
+    """Inputs, figures, curve and files onto the run."""
+    run_id, dataset = judged.run_id, plan.dataset
+    source = DvcDatasetSource.of_version(
+        plan.workspace.root,
+        path=dataset.path,
+        rev=dataset.git_commit,
+        md5=dataset.md5,
+        manifest=dataset.manifest,
+    )
+    registry.log_dataset_input(connection, run_id, plan.name, source, rows)
+    log_curves(connection, run_id, read_curves(judged.curves))
+    figures = {
+        f"test/{system}/{metric}": value
+        for system, metrics in judged.evaluated["systems"].items()
+        for metric, value in metrics.items()
+        if value is not None
+    }
+    registry.log_metrics(connection, run_id, figures)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        write_bytes(folder / "lineage.json", record.to_json())
+        for name, value in {
+            OUTCOME_FILE: outcome.to_json(),
+            "verdict.json": outcome.verdict,
+            "dataset_card.json": judged.prepared["card"],
+            "evaluated.json": judged.evaluated,
+        }.items():
+            write_json(folder / name, value)
+        write_bytes(folder / "dataset_card.html", card.render(judged.prepared["card"]).encode())
+        registry.log_files(connection, run_id, sorted(folder.iterdir()))
+
+
+def _report_data(plan: Plan, judged: Judged, record: LineageRecord, outcome: Outcome) -> ReportData:
+    return ReportData(
+        prefix=plan.name,
+        outcome=outcome.outcome,
+        task=plan.entry.task,
+        created=record.created,
+        version=outcome.version,
+        run_key=plan.run_key,
+        verdict=outcome.verdict,
+        evaluated=judged.evaluated,
+        trained=judged.trained,
+        card=judged.prepared["card"],
+        lineage=json.loads(record.to_json()),
+        timings=outcome.seconds,
+        labels=None if judged.prepared["labels"] is None else tuple(judged.prepared["labels"]),
+        rows=judged.rows,
+        curves=judged.curves,
+        samples=judged.samples,
+        gate=plan.entry.gate,
+        evaluation=plan.entry.evaluation,
+    )
+
+
+def _keep_row_ids(plan: Plan, judged: Judged) -> None:
+    """Keep the dataset version's row ids, so that the next version's card can say what changed."""
+    with new_folder(row_ids_folder(plan.workspace.root, plan.name, plan.dataset.md5)) as folder:
+        fetch_outputs(
+            plan.workspace,
+            judged.experiment.commit,
+            plan.name,
+            "prepare",
+            folder / "prepare",
+            only=f"prepared/{card.ROW_IDS}",
+        )
+
+
+@contextmanager
+def _marking_failure(connection: Registry, run_id: str) -> Iterator[None]:
+    """Mark the MLflow run as failed when the block fails, whatever the reason; the reason is what is raised."""
+    try:
+        yield
+    except BaseException as error:
+        with suppress(RegistryError, UnreachableError):
+            registry.interrupt(connection, run_id, f"{type(error).__name__}: {error}")
+        raise
+
+
+def _to_stderr(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()

@@ -1,0 +1,168 @@
+"""The three stages of dvc.yaml: `python -m pipeline.stages prepare|train|evaluate NAME`, run by DVC.
+
+A stage is a function of the files it finds in the current folder, pins/NAME.json above all; it writes below
+artifacts/NAME and knows no MLflow and no Prefect. From the true workspace (`PREFIXLINE_WORKSPACE`; the current
+folder is the experiment's copy) it takes only what it verifies by hash, and keeps its checkpoints there.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.environment import SWITCHES
+from pipeline.errors import PrefixlineError, WorkspaceError
+from pipeline.pins import Pins, read_pins
+
+WORKSPACE = "PREFIXLINE_WORKSPACE"
+"""The environment variable that names the true workspace."""
+
+
+def workspace_root() -> Path:
+    """The true workspace: from the environment, else the current folder."""
+    return Path(os.environ.get(WORKSPACE) or Path.cwd())
+
+
+def checkpoint_folder(root: Path, run_key: str) -> Path:
+    """Where a training keeps its checkpoints and its growing curves.jsonl."""
+    return root / ".prefixline" / "checkpoints" / run_key
+
+
+def champion_folder(root: Path, adapter_digest: str) -> Path:
+    """Where the adapter of the version in production is put for the evaluation."""
+    return root / ".prefixline" / "champions" / adapter_digest
+
+
+def row_ids_folder(root: Path, name: str, md5: str) -> Path:
+    """Where the row ids of a dataset version are kept, for the next version's card."""
+    return root / ".prefixline" / "row_ids" / name / md5
+
+
+def prepare(pins: Pins, artifacts: Path) -> Mapping[str, Any]:
+    """Raw data → artifacts/NAME/prepared; what goes into prepared.json, the card included."""
+    import json
+
+    from pipeline import base_model, dataset
+
+    base = base_model.resolve(pins.base_name, pins.base, workspace_root())
+    out = artifacts / "prepared"
+    previous = row_ids_folder(workspace_root(), pins.name, pins.previous) if pins.previous else None
+    summary = dataset.prepare(
+        Path(pins.data.path),
+        pins.data,
+        pins.task,
+        tokenizer=base_model.tokenizer(base),
+        window=base_model.window(base),
+        prefix_length=pins.prefix.length,
+        out=out,
+        previous=previous if previous is not None and previous.is_dir() else None,
+    )
+    return {**summary.to_json(), "manifest": _below("prepared", summary.manifest)} | {
+        "card": json.loads((out / "card.json").read_text(encoding="utf-8"))
+    }
+
+
+def train(pins: Pins, artifacts: Path) -> Mapping[str, Any]:
+    """artifacts/NAME/prepared → adapter/ and curves.jsonl; what goes into trained.json."""
+    from pipeline import base_model, training
+
+    base = base_model.resolve(pins.base_name, pins.base, workspace_root())
+    labels = _record(artifacts / "prepared.json")["labels"]
+    summary = training.train(
+        base_model.load(base, pins.task, labels=labels, seed=pins.training.seed),
+        pins.prefix,
+        pins.training,
+        pins.task,
+        artifacts / "prepared",
+        artifacts,
+        checkpoint_folder(workspace_root(), pins.run_key),
+        tokenizer=base_model.tokenizer(base),
+        labels=labels,
+        base_name=pins.base_name,
+        base_digest=base.digest,
+    )
+    return summary.to_json()
+
+
+def evaluate(pins: Pins, artifacts: Path) -> Mapping[str, Any]:
+    """Score the adapter, the frozen base and the champion → evaluation/; what goes into evaluated.json."""
+    from pipeline import base_model, evaluation
+
+    base = base_model.resolve(pins.base_name, pins.base, workspace_root())
+    labels = _record(artifacts / "prepared.json")["labels"]
+    champion = None
+    if pins.champion is not None:
+        champion = evaluation.Champion(
+            folder=champion_folder(workspace_root(), pins.champion.adapter_digest),
+            adapter_digest=pins.champion.adapter_digest,
+            version=pins.champion.version,
+            splits=pins.champion.splits,
+        )
+    summary = evaluation.evaluate(
+        base,
+        artifacts / "adapter",
+        artifacts / "prepared",
+        artifacts / "evaluation",
+        task=pins.task,
+        data=pins.data,
+        params=pins.evaluation,
+        labels=labels,
+        champion=champion,
+    )
+    return {**summary.to_json(), "manifest": _below("evaluation", summary.manifest)}
+
+
+STAGES = {
+    "prepare": (prepare, "prepared.json"),
+    "train": (train, "trained.json"),
+    "evaluate": (evaluate, "evaluated.json"),
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Run one stage; its exit code. What the user must know is the last thing on stderr."""
+    from pipeline.files import write_json
+
+    if len(arguments) != 2 or arguments[0] not in STAGES:
+        print(f"usage: python -m pipeline.stages {'|'.join(STAGES)} NAME", file=sys.stderr)  # noqa: T201
+        return 2
+    for name, value in SWITCHES.items():
+        os.environ.setdefault(name, value)
+    stage, name = arguments
+    started = time.monotonic()
+    try:
+        function, record = STAGES[stage]
+        pins = read_pins(Path.cwd(), name)
+        artifacts = Path("artifacts") / name
+        artifacts.mkdir(parents=True, exist_ok=True)
+        result = function(pins, artifacts)
+        write_json(artifacts / record, {**result, "stage_seconds": round(time.monotonic() - started, 3)})
+    except PrefixlineError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    except KeyboardInterrupt:
+        print(f"stopped: {stage} of {name}; run it again to go on", file=sys.stderr)  # noqa: T201
+        return 130
+    return 0
+
+
+def _below(folder: str, manifest: Mapping[str, str]) -> dict[str, str]:
+    return {f"{folder}/{name}": digest for name, digest in manifest.items()}
+
+
+def _record(path: Path) -> dict[str, Any]:
+    import json
+
+    try:
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise WorkspaceError(f"{path}: no such file; the stage before this one writes it") from None
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
