@@ -25,7 +25,7 @@ from pathlib import Path
 from pipeline import dvc_repo, git
 from pipeline.environment import SWITCHES
 from pipeline.errors import ExperimentError, WorkspaceError
-from pipeline.stored import RECORDS, check_cached
+from pipeline.stored import RECORDS, check_cached, check_outputs
 from pipeline.workspace import Workspace, read_json_at
 
 STAGES = tuple(RECORDS)
@@ -111,10 +111,16 @@ def run_experiment(
             said = log.read_text(errors="replace")
             if status != 0:
                 raise ExperimentError(_explain(name, status, tail, said))
-            commit = _collect(workspace, copy, start, experiment, anchor(name, run_key))
+            ran = tuple(stage for stage in STAGES if f"Running stage '{stage}@{name}'" in said)
+            source = f"refs/exps/{start[:2]}/{start[2:]}/{experiment}"
+            commit = _fetch_commit(workspace, copy, source)
+            for stage in STAGES:
+                if stage not in ran:
+                    check_outputs(workspace, commit, name, stage)
+            # Last, since this is what makes it count as finished.
+            git.run(workspace.root, "update-ref", anchor(name, run_key), commit)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        ran = tuple(stage for stage in STAGES if f"Running stage '{stage}@{name}'" in said)
         return Experiment(experiment, commit, start, ran)
 
 
@@ -233,15 +239,10 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _collect(workspace: Workspace, copy: Path, start: str, experiment: str, kept: str) -> str:
-    """Fetch the experiment's commit from the copy under both of its names at once."""
-    source = f"refs/exps/{start[:2]}/{start[2:]}/{experiment}"
-    git.run(
-        workspace.root,
-        *("-c", "gc.auto=0", "fetch", "-q", "--atomic", "--no-tags", "--no-write-fetch-head", str(copy)),
-        *(f"+{source}:{kept}", f"+{source}:{source}"),
-    )
-    commit = git.resolve(workspace.root, kept)
+def _fetch_commit(workspace: Workspace, copy: Path, reference: str) -> str:
+    quietly = ("-c", "gc.auto=0", "fetch", "-q", "--no-tags", "--no-write-fetch-head")
+    git.run(workspace.root, *quietly, str(copy), f"+{reference}:{reference}")
+    commit = git.resolve(workspace.root, reference)
     assert commit is not None
     return commit
 

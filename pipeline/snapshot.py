@@ -71,6 +71,29 @@ def snapshot(workspace: Workspace, prefix_name: str, data: DataParams) -> Datase
     return DatasetVersion(data.path, md5, commit, manifest, made)
 
 
+def is_current(workspace: Workspace, data: DataParams) -> bool:
+    """Whether the data on disk is the version on record, in the last commit and with our manifest.
+
+    Files are compared by DVC's hash, which it computes again only for files whose size, time or inode changed.
+
+    Raises:
+        WorkspaceError: DVC or git failed.
+    """
+    raw = workspace.root / data.path
+    file, manifest, _ = dvc_repo.files_of(data.path)
+    versioned = git.read(workspace.root, "HEAD", file)
+    described = git.read(workspace.root, "HEAD", manifest)
+    if not raw.exists() or versioned is None or described is None:
+        return False
+    if _content(workspace.root / file) != versioned or _content(workspace.root / manifest) != described:
+        return False
+    if _described(described, manifest)["md5"] != hash_in(versioned, file):
+        return False
+    with dvc_repo.opened(workspace.root) as repo:
+        outs = [out for stage in repo.stage.collect(str(workspace.root / file)) for out in stage.outs]
+        return not any(out.changed_checksum() for out in outs)
+
+
 def _inside(workspace: Workspace, name: str, path: str) -> Path:
     raw = workspace.root / path
     # Compared without resolving the last part: DVC may itself link data to its cache.
@@ -152,16 +175,24 @@ def _manifest(repo: Any, workspace: Workspace, raw: Path, md5: str, name: str) -
     """The manifest on record for `md5`, or a new one, written to `name` and checked against DVC's cache."""
     path = workspace.root / name
     if path.exists():
-        try:
-            recorded = json.loads(path.read_bytes())
-            if recorded["md5"] == md5:
-                manifest: dict[str, str] = recorded["files"]
-                return manifest
-        except (ValueError, LookupError, TypeError):
-            raise WorkspaceError(
-                f"{path}: is not a manifest of ours; restore it with `git checkout -- {name}`, or delete it"
-            ) from None
+        recorded = _described(path.read_bytes(), name)
+        if recorded["md5"] == md5:
+            known: dict[str, str] = recorded["files"]
+            return known
     manifest = digest.manifest(raw)
     check_cached(repo, md5, manifest, str(raw))
     files.write_json(path, {"files": manifest, "md5": md5})
     return manifest
+
+
+def _described(content: bytes, name: str) -> dict[str, Any]:
+    """The content of a manifest file: {"md5": DVC's hash, "files": {file: SHA-256}}."""
+    try:
+        recorded = json.loads(content)
+        if isinstance(recorded["md5"], str) and isinstance(recorded["files"], dict):
+            return {"md5": recorded["md5"], "files": recorded["files"]}
+    except (ValueError, LookupError, TypeError):
+        pass
+    raise WorkspaceError(
+        f"{name}: is not a manifest of ours; restore it with `git checkout -- {name}`, or delete it"
+    )

@@ -11,7 +11,6 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -27,20 +26,8 @@ RECORDS: Mapping[str, str] = {
 """Each stage's git-tracked record below artifacts/NAME/; its `manifest` has the SHA-256 of the stage's other outputs."""
 
 
-@dataclass(frozen=True)
-class StoredOutput:
-    """One output of a stage as DVC stores it: posix path from the workspace's root, and DVC's hash."""
-
-    path: str
-    md5: str
-
-
-def stage_outputs(workspace: Workspace, commit: str, name: str, stage: str) -> tuple[StoredOutput, ...]:
-    """What `stage` of the prefix `name` left in DVC's store, by the dvc.lock of an experiment's commit.
-
-    Raises:
-        WorkspaceError: the commit has no such stage.
-    """
+def _locked_outputs(workspace: Workspace, commit: str, name: str, stage: str) -> dict[str, str]:
+    """{path from the workspace's root: DVC hash} of the outputs of a stage, its record too, by dvc.lock in `commit`."""
     from ruamel.yaml import YAML
 
     content = git.read(workspace.root, commit, "dvc.lock")
@@ -48,10 +35,7 @@ def stage_outputs(workspace: Workspace, commit: str, name: str, stage: str) -> t
     entry = (lock.get("stages") or {}).get(f"{stage}@{name}")
     if entry is None:
         raise WorkspaceError(f"dvc.lock in commit {commit}: has no stage {stage}@{name}")
-    record = f"artifacts/{name}/{RECORDS[stage]}"
-    return tuple(
-        StoredOutput(out["path"], out["md5"]) for out in entry.get("outs", ()) if out["path"] != record
-    )
+    return {out["path"]: out["md5"] for out in entry.get("outs", ())}
 
 
 def fetch_outputs(workspace: Workspace, commit: str, name: str, stage: str, destination: Path) -> Path:
@@ -64,11 +48,74 @@ def fetch_outputs(workspace: Workspace, commit: str, name: str, stage: str, dest
         IntegrityError: the bytes are not those the stage recorded; `destination` is as it was.
         WorkspaceError: the commit, or an object in both cache and remote, is missing.
     """
+    parts, manifest = _recorded(workspace, commit, name, stage)
+    return _fetch(workspace, parts, manifest, destination)
+
+
+def fetch_file(workspace: Workspace, commit: str, name: str, stage: str, path: str, target: Path) -> Path:
+    """Put one file of a stage's outputs at `target`, in one step and only when it is verified.
+
+    Args:
+        path: below artifacts/NAME/, as the stage's manifest names it.
+
+    Raises:
+        IntegrityError: its bytes are not those the stage recorded.
+        WorkspaceError: there is no such file; or see `fetch_outputs`.
+    """
+    parts, manifest = _recorded(workspace, commit, name, stage)
+    own = {part: md5 for part, md5 in parts.items() if path == part or path.startswith(f"{part}/")}
+    with dvc_repo.opened(workspace.root) as repo:
+        found = _objects(repo, own).get(path)
+        if found is None or path not in manifest:
+            raise WorkspaceError(f"stage {stage} of {name} in {commit} stored no {path}")
+        content = found.read_bytes()
+        actual = {path: hashlib.sha256(content).hexdigest()}
+        _verify(actual, {path: manifest[path]}, {path: found}, path)
+    files.write_bytes(target, content)
+    return target
+
+
+def check_outputs(workspace: Workspace, commit: str, name: str, stage: str) -> None:
+    """Hash the stored outputs of `stage` in an experiment's `commit` where they lie, in DVC's cache.
+
+    For a stage that DVC took from its run cache: it restores a tampered object, or record, without a word.
+
+    Raises:
+        IntegrityError: they, or the record itself, are not what the stage wrote.
+        WorkspaceError: see `fetch_outputs`.
+    """
+    parts, manifest = _recorded(workspace, commit, name, stage)
+    with dvc_repo.opened(workspace.root) as repo:
+        objects = _objects(repo, parts)
+        actual = {path: digest.sha256_file(file) for path, file in objects.items()}
+        _verify(actual, manifest, objects, f"stage {stage} of {name} in {commit}")
+
+
+def _recorded(
+    workspace: Workspace, commit: str, name: str, stage: str
+) -> tuple[dict[str, str], Mapping[str, str]]:
+    """What a stage stored, {path below artifacts/NAME/: DVC hash}, and the manifest it recorded."""
     base = f"artifacts/{name}"
-    record = read_json_at(workspace, commit, f"{base}/{RECORDS[stage]}")
-    outputs = stage_outputs(workspace, commit, name, stage)
-    parts = {PurePosixPath(output.path).relative_to(base).as_posix(): output.md5 for output in outputs}
-    return _fetch(workspace, parts, record["manifest"], destination)
+    record_path = f"{base}/{RECORDS[stage]}"
+    record = read_json_at(workspace, commit, record_path)
+    outputs = _locked_outputs(workspace, commit, name, stage)
+    found = hashlib.md5(
+        git.read(workspace.root, commit, record_path) or b"", usedforsecurity=False
+    ).hexdigest()
+    if found != outputs[record_path]:
+        raise IntegrityError(
+            [f"{record_path} in commit {commit}: MD5 is {found}, expected {outputs[record_path]} by dvc.lock"]
+        )
+    try:
+        manifest: Mapping[str, str] = record["manifest"]
+    except (TypeError, LookupError):
+        raise IntegrityError([f"{record_path} in commit {commit}: has no manifest"]) from None
+    parts = {
+        PurePosixPath(path).relative_to(base).as_posix(): md5
+        for path, md5 in outputs.items()
+        if path != record_path
+    }
+    return parts, manifest
 
 
 def push_outputs(workspace: Workspace, commit: str, name: str) -> None:
@@ -77,7 +124,7 @@ def push_outputs(workspace: Workspace, commit: str, name: str) -> None:
     Raises:
         WorkspaceError: see `dvc_repo.push`.
     """
-    hashes = [output.md5 for stage in RECORDS for output in stage_outputs(workspace, commit, name, stage)]
+    hashes = [md5 for stage in RECORDS for md5 in _recorded(workspace, commit, name, stage)[0].values()]
     with dvc_repo.opened(workspace.root) as repo:
         dvc_repo.push(repo, hashes)
 
@@ -162,11 +209,7 @@ def _fetch(
 ) -> Path:
     """Copy `parts`, {path below `destination`: DVC hash}, and verify the whole against `manifest`."""
     with dvc_repo.opened(workspace.root) as repo:
-        wanted = {
-            str(PurePosixPath(part) / name): path
-            for part, md5 in parts.items()
-            for name, path in _locate(repo, md5).items()
-        }
+        wanted = _objects(repo, parts)
         # Verified before it is in place, so that nobody ever sees unverified files there.
         with files.new_folder(destination) as fresh:
             for name, path in wanted.items():
@@ -175,6 +218,15 @@ def _fetch(
                 shutil.copyfile(path, target)
             _verify(digest.manifest(fresh), manifest, wanted, str(destination))
     return destination
+
+
+def _objects(repo: Any, parts: Mapping[str, str]) -> dict[str, Path]:
+    """{path of each file: file in DVC's cache} of `parts`, {path of a file or folder: DVC hash}."""
+    return {
+        str(PurePosixPath(part) / name): path
+        for part, md5 in parts.items()
+        for name, path in _locate(repo, md5).items()
+    }
 
 
 def _locate(repo: Any, md5: str) -> dict[str, Path]:
