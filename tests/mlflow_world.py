@@ -1,0 +1,136 @@
+"""Real MLflow for tests: a database or a server on loopback, tiny adapters, and their lineage records."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline import registry as mlflow_registry
+from pipeline.digest import manifest
+from pipeline.errors import UnreachableError
+from pipeline.lineage import LineageRecord, environment_identity
+from pipeline.params import BaseModelParams, EvaluationParams, PathSource
+from pipeline.registry import Registry
+from tests import records
+
+LABELS = ["bad", "good", "middling"]
+TEXTS = ["the red cat runs", "old pub", "a cheap fine food area near the river and the tree", "one"]
+
+
+def database(root: Path) -> Registry:
+    """MLflow directly on sqlite below `root`, as in a workspace."""
+    state = root / ".prefixline"
+    return mlflow_registry.connect(
+        f"sqlite:///{state / 'mlflow.db'}", artifact_root=(state / "mlartifacts").as_uri()
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def server(root: Path, port: int, *extra: str) -> Iterator[str]:
+    """`mlflow server` on loopback that keeps artifacts itself; its address."""
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
+    command += ["--backend-store-uri", f"sqlite:///{root / 'mlflow.db'}", *extra]
+    if not extra:
+        command += ["--artifacts-destination", str(root / "artifacts")]
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / "server.log").open("ab") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=root, start_new_session=True)
+    try:
+        _wait(f"http://127.0.0.1:{port}", process)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _wait(uri: str, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(300):
+        try:
+            mlflow_registry.connect(uri, timeout=2)
+            return
+        except UnreachableError:
+            assert process.poll() is None, "mlflow server ended"
+            time.sleep(0.2)
+    raise AssertionError("mlflow server did not start in 60 s")
+
+
+def base_record(folder: Path, workspace: Path) -> dict[str, Any]:
+    """The base model's part of a lineage record; its path is relative to `workspace` where it can be."""
+    from pipeline.base_files import find
+    from pipeline.digest import digest
+
+    path = str(folder.relative_to(workspace)) if folder.is_relative_to(workspace) else str(folder)
+    _, files = find(PathSource(path=path), "0" * 64, workspace, "base")
+    return {"name": "tiny", "digest": digest(files), "source": {"path": path}, "files": dict(files)}
+
+
+def adapter(base: dict[str, Any], task: str, workspace: Path, out: Path, *, seed: int = 0) -> Path:
+    """A prefix of 4 (and a head) with random numbers large enough to matter, saved as training saves it."""
+    import torch
+
+    from pipeline import base_model
+    from pipeline.prefix.adapter import save_adapter
+    from pipeline.prefix.tuning import Prefix, PrefixShape
+
+    params = BaseModelParams(source=base["source"], digest=base["digest"])
+    labels = LABELS if task == "classification" else None
+    model = base_model.load(base_model.resolve("tiny", params, workspace), task, labels=labels, seed=seed)
+    prefix = Prefix(PrefixShape.of_model(model), 4)
+    prefix.init_random(2.0, torch.Generator().manual_seed(seed))
+    head = {name: p.detach() * 10 for name, p in base_model.head_parameters(model).items()}
+    save_adapter(
+        out, prefix, model, head=head, task=task, base_name="tiny", base_digest=base["digest"], labels=labels
+    )
+    return out
+
+
+def record(
+    folder: Path,
+    run_id: str,
+    run_key: str,
+    base: dict[str, Any] | None = None,
+    task: str = "classification",
+    **changes: Any,
+) -> LineageRecord:
+    """The lineage record of an adapter in `folder`."""
+    data = {"too_long": "error", "max_tokens": None}
+    evaluation = {**EvaluationParams().model_dump(), "batch_size": 2, "max_new_tokens": 6}
+    complete: dict[str, Any] = {
+        "run_key": run_key,
+        "files": manifest(folder),
+        "params": {"task": task, "data": data, "evaluation": evaluation},
+        "runs": {"mlflow": run_id, "prefect": None},
+        "environment": environment_identity(),
+        **changes,
+    }
+    if base is not None:
+        complete["base_model"] = base
+    made = records.lineage(**complete)
+    labels = LABELS if task == "classification" else None
+    return records.lineage(**{**complete, "dataset": {**made.dataset, "labels": labels}})
