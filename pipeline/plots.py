@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 Matrix = npt.NDArray[np.int64]
 
-WIDTH = 5.6
-"""Inches of every figure. At 10 pt this reads at half a desktop page and at the width of a phone."""
+WIDTH = 4.6
+"""Inches of every figure: its 10 pt text then reads in half a desktop page and at the width of a phone."""
 
 LABELLED_CLASSES = 20
 """Confusion matrices up to this size carry class names; larger ones carry class numbers."""
@@ -33,8 +33,14 @@ LABELLED_CLASSES = 20
 NUMBERED_CELLS = 10
 """Confusion matrices up to this size carry the counts in their cells."""
 
+HEAT = (75, 123, 229)
+"""Red, green and blue of the heat map, laid over the page with more or less opacity."""
+
 STRONGEST = 0.8
 """Opacity of a full cell of the heat map: the text in it stays readable on light and on dark (WCAG AA)."""
+
+SMALL_BIN = 0.005
+"""Share of the rows from which a bin of confidence is drawn as a point."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +98,11 @@ class ReliabilityBin:
 
 def metric_figure(metric: MetricBars, theme: Theme = LIGHT) -> Figure:
     """Horizontal bars of one metric from zero, a whisker for each interval, the value in words at the end."""
-    figure, axes = _figure(0.5 + 0.42 * len(metric.bars), theme)
+    figure, axes = _figure(0.4 + 0.36 * len(metric.bars), theme)
     reach = max([0.0, *(_end(bar) for bar in metric.bars)]) or 1.0
     lowest = min([0.0, *(bar.value if bar.low is None else bar.low for bar in metric.bars)])
     for i, bar in enumerate(metric.bars):
-        axes.barh(i, bar.value, height=0.62, color=theme.of(bar.system), linewidth=0)
+        axes.barh(i, bar.value, height=0.6, color=theme.of(bar.system), linewidth=0)
         if bar.low is not None and bar.high is not None:
             axes.plot([bar.low, bar.high], [i, i], color=theme.ink, linewidth=1.6, solid_capstyle="butt")
             for end in (bar.low, bar.high):
@@ -118,13 +124,13 @@ def metric_figure(metric: MetricBars, theme: Theme = LIGHT) -> Figure:
     axes.tick_params(axis="y", length=0, labelcolor=theme.ink)
     axes.grid(axis="y", visible=False)
     axes.spines["bottom"].set_visible(False)
-    axes.xaxis.get_major_locator().set_params(nbins=6)
+    axes.xaxis.get_major_locator().set_params(nbins=5)
     return figure
 
 
 def loss_figure(curves: Sequence[Mapping[str, Any]], best_step: int | None, theme: Theme = LIGHT) -> Figure:
     """Training and validation loss over steps, the learning rate below. Non-finite values leave a gap."""
-    figure, (axes, rate) = _figure(3.5, theme, rows=2, heights=(3, 1))
+    figure, (axes, rate) = _figure(3.3, theme, rows=2, heights=(3, 1))
     steps = [line for line in curves if line.get("kind") == "step"]
     validations = [line for line in curves if line.get("kind") == "validation"]
     x, y = _series(steps, "loss")
@@ -165,8 +171,9 @@ def confusion_figure(matrix: Matrix, labels: Sequence[str], theme: Theme = LIGHT
     figure, axes = _figure(WIDTH * 0.92, theme, grid=False)
     shares = (matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1))[:, :classes]
     picture = np.empty((classes, classes, 4), dtype=np.uint8)
-    picture[..., :3] = _rgb(LIGHT.prefix)
-    picture[..., 3] = np.round(shares * STRONGEST * 255)
+    picture[..., :3] = HEAT
+    # The square root lets confusions of a few per cent be seen beside the diagonal.
+    picture[..., 3] = np.round(np.sqrt(shares) * STRONGEST * 255)
     axes.imshow(picture, interpolation="none", aspect="equal")
     if classes <= LABELLED_CLASSES:
         names = [shorten(label) for label in labels]
@@ -193,15 +200,29 @@ def confusion_figure(matrix: Matrix, labels: Sequence[str], theme: Theme = LIGHT
 
 
 def reliability_figure(systems: Mapping[str, Sequence[ReliabilityBin]], theme: Theme = LIGHT) -> Figure:
-    """Share right against confidence, per bin of each system, with the diagonal of perfect calibration."""
-    figure, (axes, counts) = _figure(WIDTH * 0.78, theme, rows=2, heights=(3.4, 1))
-    axes.plot(
-        [0, 1], [0, 1], color=theme.muted, linewidth=1.2, linestyle=(0, (4, 3)), label="Perfectly calibrated"
-    )
+    """Share right against confidence, per bin of each system, with the diagonal of perfect calibration.
+
+    Bins with less than `SMALL_BIN` of a system's rows are left out of its line: they say little and jump a lot.
+    """
+    figure, (axes, counts) = _figure(4.2, theme, rows=2, heights=(3.2, 1))
+    axes.plot([0, 1], [0, 1], color=theme.muted, linewidth=1.2, linestyle=(0, (4, 3)))
     for system, bins in reversed(list(systems.items())):
-        axes.plot([b.confidence for b in bins], [b.accuracy for b in bins], color=theme.of(system), marker="o",
-                  markersize=4.5, linewidth=1.8 if system == "prefix" else 1.2,
-                  label=SYSTEM_NAMES.get(system, system))  # fmt: skip
+        total = sum(b.rows for b in bins)
+        drawn = [b for b in bins if b.rows >= SMALL_BIN * total]
+        axes.plot(
+            [b.confidence for b in drawn],
+            [b.accuracy for b in drawn],
+            color=theme.of(system),
+            marker="o",
+            markersize=4.5,
+            linewidth=1.8 if system == "prefix" else 1.2,
+            label=SYSTEM_NAMES.get(system, system),
+        )
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(
+        handles[::-1], names[::-1], loc="outside upper left", ncols=3, frameon=False, labelcolor=theme.ink,
+        handlelength=1.4, columnspacing=1.4, fontsize=10,
+    )  # fmt: skip
     ours = systems.get("prefix", ())
     width = 0.8 / max(len(ours), 8)
     counts.bar(
@@ -209,7 +230,6 @@ def reliability_figure(systems: Mapping[str, Sequence[ReliabilityBin]], theme: T
     )
     axes.set_ylim(-0.02, 1.02)
     axes.set_ylabel("Share right")
-    axes.legend(frameon=False, labelcolor=theme.ink, loc="upper left", handlelength=1.6)
     axes.tick_params(labelbottom=False)
     counts.set_xlabel("Confidence")
     counts.set_ylabel("Rows")
@@ -221,7 +241,7 @@ def reliability_figure(systems: Mapping[str, Sequence[ReliabilityBin]], theme: T
 
 def loss_histogram(losses: Mapping[str, npt.NDArray[np.float64]], theme: Theme = LIGHT) -> Figure:
     """How many test rows lie at which loss per target token, one outline per system."""
-    figure, axes = _figure(2.7, theme)
+    figure, axes = _figure(2.6, theme)
     everything = np.concatenate([values[np.isfinite(values)] for values in losses.values()])
     low, high = (float(np.quantile(everything, q)) for q in (0.0, 0.995))
     edges = np.linspace(low, high if high > low else low + 1.0, 41)
@@ -352,10 +372,6 @@ def _smooth(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     total = np.convolve(np.where(finite, values, 0.0), kernel)[half:-half]
     count = np.convolve(finite.astype(np.float64), kernel)[half:-half]
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
-def _rgb(colour: str) -> tuple[int, int, int]:
-    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
 
 
 def _quiet_fonts() -> Any:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -184,13 +185,22 @@ def _render(template: str, page: Mapping[str, Any]) -> str:
 def _environment() -> Any:
     import jinja2
 
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["soft"] = _soft
+    return environment
+
+
+def _soft(text: str) -> Any:
+    """`text`, escaped, with places where a narrow table may break a name: after `_`, `/`, `.` and `-`."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"([_/.-])(?=\w)", r"\1<wbr>", str(escape(text))))  # noqa: S704  (escaped here)
 
 
 def _count(number: int, one: str, many: str | None = None) -> str:

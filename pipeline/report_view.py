@@ -108,8 +108,8 @@ def page_of(data: ReportData, analysis: Analysis) -> dict[str, Any]:
         "slice_systems": [plots.SYSTEM_NAMES[name] for name in slice_systems],
         "slice_metric": metric_title(slice_metric),
         "slice_better": METRICS[slice_metric],
-        "card": tables(data.card or {}, "Dataset"),
-        "params": tables(params or {}, "Prefix"),
+        "card": tables(data.card or {}, "Dataset", grouped=True),
+        "params": tables(params or {}, "General"),
         "lineage": lineage_tables({**(data.lineage or {}), **({"run_key": data.run_key} if data.run_key else {})}),
         "sidecar": {
             "prefix": data.prefix,
@@ -154,7 +154,7 @@ def _summary(data: ReportData) -> str:
     if data.outcome == "registered":
         return f"{summary}: every criterion of the gate was met."
     if failed:
-        return f"{summary}. {_sentence(failed[0]['reason'])}"
+        return f"{summary}. {_spoken(failed[0])}"
     return f"{summary}."
 
 
@@ -163,17 +163,17 @@ def _tiles(data: ReportData, analysis: Analysis, headline: Mapping[str, Any] | N
     if headline is not None:
         metric = headline["metric"]
         notes = []
-        for system, words in (("base", "the frozen base"), ("champion", "the champion")):
+        for system, words in (("base", "Frozen base"), ("champion", "Champion")):
             if headline.get(system) is not None and headline.get("prefix") is not None:
                 difference = metric_number(metric, headline["prefix"] - headline[system], signed=True)
-                notes.append(f"{difference} against {words} ({metric_number(metric, headline[system])})")
+                notes.append(f"{words} {metric_number(metric, headline[system])} ({difference})")
         figure = metric_number(metric, headline.get("prefix"))
         tiles.append({"name": f"{metric_title(metric)} on test rows", "figure": figure, "notes": notes})
     if data.verdict is not None:
         criteria = data.verdict["criteria"]
         met = sum(c["passed"] for c in criteria)
         tiles.append({"name": "Criteria met", "figure": f"{met} of {len(criteria)}",
-                      "notes": ["by the gate, on the same test rows"]})  # fmt: skip
+                      "notes": ["the gate’s, on test rows"]})  # fmt: skip
     trained = data.trained or {}
     if (share := _trainable_share(trained)) is not None:
         count = f"{trained['trainable_parameters']:,} beside {trained['base_parameters']:,} frozen"
@@ -209,8 +209,8 @@ def _criterion(raw: Mapping[str, Any]) -> dict[str, Any]:
     shown = f"{metric_number(metric, low, signed=signed)} to {metric_number(metric, high, signed=signed)}"
     return {
         "title": titles.get(kind, f"{name}: {kind.replace('_', ' ')}"),
-        "where": raw["slice"] or "",
-        "reason": _sentence(raw["reason"]),
+        "where": f"where {raw['slice'].replace('=', ' is ', 1)}" if raw["slice"] else "",
+        "reason": _reason(raw),
         "figure": metric_number(metric, raw["figure"], signed=signed),
         "interval": shown if raw["interval"] else "–",
         "threshold": f"{asked} {metric_number(metric, threshold, signed=signed and threshold != 0)}",
@@ -240,9 +240,8 @@ def _verdict_summary(criteria: Sequence[Mapping[str, Any]] | None) -> str:
     met, total = sum(c["passed"] for c in criteria or ()), len(criteria or ())
     which = "All criteria were met." if met == total else f"{total - met} of {total} criteria failed."
     return (
-        f"{which} Differences are turned so that higher is better, and judged by the low end of their interval. "
-        "In the pictures the dot is the figure, the bar its interval, and the dashed line the threshold; "
-        "each has a scale of its own."
+        f"{which} Differences are turned so that higher is better; the low end of their interval counts. "
+        "In the pictures: dot, the figure; bar, its interval; dashed line, the threshold. Each has its own scale."
     )
 
 
@@ -343,6 +342,21 @@ def _samples(data: ReportData) -> list[dict[str, Any]]:
     ]
 
 
-def _sentence(text: str) -> str:
-    text = text.strip()
+def _reason(raw: Mapping[str, Any]) -> str:
+    """What the columns do not say: all of it where something failed, else both sides of a comparison and the rows."""
+    if not raw["passed"] or raw["figure"] is None:
+        return _spoken(raw)
+    metric, other = raw["metric"], "base" if raw["kind"] == "better_than_base" else "champion"
+    rows = f"{raw['rows']:,} rows"
+    if raw.get("ours") is None or raw.get("theirs") is None:
+        return rows
+    ours, theirs = (metric_number(metric, raw[side]) for side in ("ours", "theirs"))
+    return f"{ours}, {other} {theirs} · {rows}"
+
+
+def _spoken(raw: Mapping[str, Any]) -> str:
+    """The criterion's reason as a sentence, with the metric's name as readers know it."""
+    text, metric = str(raw["reason"]).strip(), str(raw["metric"])
+    if text.startswith(metric):
+        text = metric_title(metric) + text.removeprefix(metric)
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) or not text else ".")

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
+from pipeline.gate import judge
 from pipeline.metrics import score_hypothesis
 from pipeline.params import Comparison, EvaluationParams, GateParams, SliceCriteria, Task
-from pipeline.gate import judge
 from pipeline.report import Outcome, ReportData
 from pipeline.scored import schema
 
@@ -47,8 +47,12 @@ def classification_rows(
         right = hardness + noise + bias < accuracy
         shift = generator.integers(1, min(4, classes), rows)
         prediction = np.where(right, labels, (labels + shift) % classes)
-        confidence = np.clip(generator.beta(7, 2, rows) - 0.25 * ~right * generator.uniform(size=rows), 1 / classes, 1)
-        loss = np.where(right, -np.log(confidence), -np.log(np.maximum((1 - confidence) / max(classes - 1, 1), 1e-4)))
+        confidence = np.clip(
+            generator.beta(7, 2, rows) - 0.25 * ~right * generator.uniform(size=rows), 1 / classes, 1
+        )
+        loss = np.where(
+            right, -np.log(confidence), -np.log(np.maximum((1 - confidence) / max(classes - 1, 1), 1e-4))
+        )
         columns = {
             "row_id": ids, "system": [system] * rows, "slice.length": slices, "label": labels,
             "prediction": prediction, "confidence": confidence, "loss": loss,
@@ -76,7 +80,9 @@ def generation_rows(path: Path, rows: int, losses: dict[str, float], *, seed: in
     tokens = generator.integers(12, 60, rows)
     tables = []
     for number, (system, loss) in enumerate(losses.items()):
-        columns: dict[str, list[Any]] = {name: [] for name in schema("generation", ["area"], ["prefix"]).names}
+        columns: dict[str, list[Any]] = {
+            name: [] for name in schema("generation", ["area"], ["prefix"]).names
+        }
         per_token = generator.gamma(12, loss / 12, rows)
         for i in range(rows):
             _, references, ours, base = SOURCES[i % len(SOURCES)]
@@ -108,7 +114,9 @@ def curves(path: Path, steps: int = 320, start: float = 2.1, end: float = 0.6) -
                       "learning_rate": rate, "grad_norm": 0.8, "targets_per_second": 210.0,
                       "seconds": 0.4 * step})  # fmt: skip
         if step % (steps // 8) == 0:
-            loss = end + 0.08 + (start - end) * np.exp(-step / (steps / 5)) + 0.06 * max(0, step / steps - 0.7)
+            loss = (
+                end + 0.08 + (start - end) * np.exp(-step / (steps / 5)) + 0.06 * max(0, step / steps - 0.7)
+            )
             lines.append({"kind": "validation", "step": step, "epoch": 3 * step / steps, "loss": float(loss)})
     path.write_text("\n".join(map(json.dumps, lines)) + "\n")
     return path
@@ -132,7 +140,11 @@ def card(labels: Sequence[str] | None, rows: int) -> dict[str, Any]:
     }
     if labels:
         made["classes"] = {
-            name: {"train": 8 * (rows // len(labels)), "validation": rows // len(labels), "test": rows // len(labels)}
+            name: {
+                "train": 8 * (rows // len(labels)),
+                "validation": rows // len(labels),
+                "test": rows // len(labels),
+            }
             for name in labels
         }
     return made
