@@ -1,0 +1,142 @@
+"""Texts → token ids that fit the base model's window beside the prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import BaseModelError, PrefixError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One example's token ids.
+
+    Attributes:
+        input_ids: classification: the text with special tokens; generation: the prompt.
+        target_ids: one list per target, each ended by EOS; none for classification.
+        length: tokens of the input and its longest target, before any truncation.
+        content: tokens of the shortest of its texts without special tokens; 0 is an example of nothing.
+    """
+
+    input_ids: list[int]
+    target_ids: list[list[int]]
+    length: int
+    content: int
+
+
+class Encoder:
+    """A fast tokenizer without padding, truncation or the wrappers' cost; batches run on all cores.
+
+    Ids equal `tokenizer(text)["input_ids"]` (tested). The tokenizer passed in is not changed: this works on a copy,
+    because a saved tokenizer.json may carry its own truncation (all-MiniLM's stops at 128) and padding.
+
+    Args:
+        tokenizer: the base model's.
+        window: the base model's positions.
+        prefix_length: positions that the prefix takes.
+        max_tokens: a lower limit, if wanted.
+
+    Raises:
+        PrefixError: prefix and special tokens fill the window.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, *, window: int, prefix_length: int, max_tokens: int | None
+    ) -> None:
+        from tokenizers import Tokenizer
+
+        self._fast = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self._fast.no_padding()
+        self._fast.no_truncation()
+        self._eos = tokenizer.eos_token_id
+        self.specials = len(self._fast.encode("").ids)
+        room = window - prefix_length
+        self.limit = min(room, max_tokens or room)
+        self.reason = (
+            "data.max_tokens"
+            if self.limit < room
+            else f"the base's window of {window} less the prefix's {prefix_length}"
+        )
+        if self.limit <= self.specials:
+            raise PrefixError(
+                f"a prefix of {prefix_length} in a window of {window} leaves {self.limit} tokens, of which"
+                f" {self.specials} are special; expected room for text: shorten prefix.length or raise data.max_tokens"
+            )
+        bos = tokenizer.bos_token_id
+        # A post-processor may put BOS in front of every text; the prompt then starts with it too.
+        self._lead = [bos] if bos is not None and self._fast.encode("a").ids[:1] == [bos] else []
+
+    def texts(self, texts: Sequence[str]) -> list[Encoded]:
+        """Classification: each text with special tokens."""
+        return [
+            Encoded(ids, [], len(ids), len(ids) - self.specials)
+            for ids in (encoding.ids for encoding in self._fast.encode_batch_fast(list(texts)))
+        ]
+
+    def sources(self, sources: Sequence[str], targets: Sequence[Sequence[str]]) -> list[Encoded]:
+        """Generation: BOS where the tokenizer adds one, source and newline; each target and EOS.
+
+        Raises:
+            BaseModelError: the tokenizer has no EOS, without which no output would end.
+        """
+        if self._eos is None:
+            raise BaseModelError(
+                "the base model's tokenizer has no end-of-sequence token; generation needs one: set eos_token in it"
+            )
+        prompts = self._plain([f"{source}\n" for source in sources])
+        ends = iter(self._plain([target for group in targets for target in group]))
+        encoded = []
+        for prompt, group in zip(prompts, targets, strict=True):
+            target_ids = [[*next(ends), self._eos] for _ in group]
+            lengths = [len(ids) for ids in target_ids]
+            length = len(self._lead) + len(prompt) + max(lengths)
+            encoded.append(
+                Encoded([*self._lead, *prompt], target_ids, length, min(len(prompt), min(lengths) - 1))
+            )
+        return encoded
+
+    def cut_text(self, text: str) -> list[int]:
+        """Classification: the first tokens of `text` that fit, special tokens kept."""
+        self._fast.enable_truncation(self.limit)
+        try:
+            ids: list[int] = self._fast.encode(text).ids
+        finally:
+            self._fast.no_truncation()
+        return ids
+
+    def cut_source(
+        self, encoded: Encoded, source: str, targets: Sequence[str]
+    ) -> tuple[list[int], list[list[int]]]:
+        """Generation: prompt and targets shortened at their texts' ends until each target fits behind the prompt.
+
+        The prompt gives way first, down to half of the limit; then targets are cut. Newline and EOS stay.
+        """
+        room = max(self.limit - len(encoded.input_ids), self.limit // 2)
+        shorter = [
+            ids if len(ids) <= room else [*self._cut(text, "", room - 1), self._eos]
+            for ids, text in zip(encoded.target_ids, targets, strict=True)
+        ]
+        left = self.limit - max(len(ids) for ids in shorter) - len(self._lead)
+        prompt = encoded.input_ids[len(self._lead) :]
+        if len(prompt) > left:
+            prompt = self._cut(source, "\n", left)
+        return [*self._lead, *prompt], shorter
+
+    def _plain(self, texts: list[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self._fast.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def _cut(self, text: str, ending: str, room: int) -> list[int]:
+        """Tokens of the longest beginning of `text` that fits in `room` with `ending`, cut between tokens."""
+        offsets: list[tuple[int, int]] = self._fast.encode(text, add_special_tokens=False).offsets
+        kept = min(room, len(offsets))
+        while True:
+            beginning = text[: offsets[kept - 1][1]] if kept else ""
+            ids: Any = self._fast.encode(beginning + ending, add_special_tokens=False).ids
+            if len(ids) <= room or not kept:
+                return list(ids[:room])
+            kept -= 1
