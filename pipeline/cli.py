@@ -130,7 +130,7 @@ def retrain(workspace: Path, name: str, json_output: bool) -> None:
     else:
         from pipeline.terminal import show_outcome
 
-        show_outcome(outcome, root)
+        show_outcome(outcome)
     if outcome.outcome == "rejected":
         sys.exit(EXIT_REJECTED)
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipeline import base_model, card, lineage, pages, registry, snapshot, versions
+from pipeline import base_model, card, card_page, lineage, pages, registry, snapshot, versions
 from pipeline.base_model import ResolvedBase
 from pipeline.curves import LiveCurves, log_curves, read_curves
 from pipeline.dataset_source import DvcDatasetSource
@@ -24,7 +24,7 @@ from pipeline.digest import digest
 from pipeline.errors import RegistryError, UnreachableError, WorkspaceError
 from pipeline.experiment import Experiment, find_experiment
 from pipeline.experiment import run_experiment as run_dvc_experiment
-from pipeline.files import new_folder, write_bytes, write_json
+from pipeline.files import write_bytes, write_json
 from pipeline.lineage import LineageRecord
 from pipeline.outcome import Outcome
 from pipeline.params import PrefixEntry, SplitParams
@@ -34,7 +34,7 @@ from pipeline.report import ReportData
 from pipeline.servers import endpoints
 from pipeline.snapshot import DatasetVersion
 from pipeline.stages import WORKSPACE, champion_folder, checkpoint_folder, row_ids_folder
-from pipeline.stored import fetch_outputs, push_outputs
+from pipeline.stored import fetch_file, fetch_outputs, push_outputs
 from pipeline.verdict import Verdict
 from pipeline.workspace import Workspace, open_workspace, read_json_at, write_pins
 
@@ -164,13 +164,13 @@ def unchanged(plan: Plan) -> Outcome:
         RegistryError: the earlier run has lost its record.
     """
     assert plan.known is not None
-    earlier = Outcome(**registry.read_json(_connect(plan.workspace), plan.known.run_id, OUTCOME_FILE))
+    earlier: Outcome = Outcome(**registry.read_json(_connect(plan.workspace), plan.known.run_id, OUTCOME_FILE))
     page = pages.page_path(plan.workspace.root, plan.name, plan.run_key)
     return replace(
         earlier,
         outcome="unchanged",
+        earlier="registered" if plan.known.outcome == "registered" else "rejected",
         version=plan.known.version,
-        earlier=plan.known.outcome,
         report=str(page) if page.exists() else None,
     )
 
@@ -271,7 +271,8 @@ def register(plan: Plan, judged: Judged) -> Outcome:
 
 
 def _connect(workspace: Workspace) -> Registry:
-    return registry.connect(endpoints(workspace.root).mlflow_uri, workspace.root)
+    where = endpoints(workspace.root)
+    return registry.connect(where.mlflow_uri, artifact_root=where.artifact_root)
 
 
 def _pins(plan: Plan, connection: Registry) -> Pins:
@@ -409,7 +410,7 @@ def _log(
             "evaluated.json": judged.evaluated,
         }.items():
             write_json(folder / name, value)
-        write_bytes(folder / "dataset_card.html", card.render(judged.prepared["card"]).encode())
+        write_bytes(folder / "dataset_card.html", card_page.render(judged.prepared["card"]).encode())
         registry.log_files(connection, run_id, sorted(folder.iterdir()))
 
 
@@ -438,15 +439,14 @@ def _report_data(plan: Plan, judged: Judged, record: LineageRecord, outcome: Out
 
 def _keep_row_ids(plan: Plan, judged: Judged) -> None:
     """Keep the dataset version's row ids, so that the next version's card can say what changed."""
-    with new_folder(row_ids_folder(plan.workspace.root, plan.name, plan.dataset.md5)) as folder:
-        fetch_outputs(
-            plan.workspace,
-            judged.experiment.commit,
-            plan.name,
-            "prepare",
-            folder / "prepare",
-            only=f"prepared/{card.ROW_IDS}",
-        )
+    fetch_file(
+        plan.workspace,
+        judged.experiment.commit,
+        plan.name,
+        "prepare",
+        f"prepared/{card.ROW_IDS}",
+        row_ids_folder(plan.workspace.root, plan.name, plan.dataset.md5) / card.ROW_IDS,
+    )
 
 
 @contextmanager

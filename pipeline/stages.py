@@ -50,7 +50,9 @@ def prepare(pins: Pins, artifacts: Path) -> Mapping[str, Any]:
 
     base = base_model.resolve(pins.base_name, pins.base, workspace_root())
     out = artifacts / "prepared"
-    previous = row_ids_folder(workspace_root(), pins.name, pins.previous) if pins.previous else None
+    previous = None
+    if pins.previous is not None:
+        previous = row_ids_folder(workspace_root(), pins.name, pins.previous)
     summary = dataset.prepare(
         Path(pins.data.path),
         pins.data,

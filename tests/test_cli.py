@@ -1,0 +1,107 @@
+"""The command line: help everywhere, exit codes, and errors that say what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from pipeline.cli import main
+from pipeline.environment import quiet_environment
+
+PREFIXLINE = Path(sys.executable).with_name("prefixline")
+
+
+def prefixline(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(PREFIXLINE), *arguments],
+        cwd=cwd,
+        env={**os.environ, **quiet_environment()},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def commands(command: click.Command, path: str = "prefixline") -> Iterator[tuple[str, click.Command]]:
+    yield path, command
+    if isinstance(command, click.Group):
+        for name, inner in command.commands.items():
+            yield from commands(inner, f"{path} {name}")
+
+
+def test_every_command_has_help():
+    found = dict(commands(main))
+    assert [path for path, command in found.items() if not command.help] == []
+    assert set(found) == {
+        f"prefixline{name}"
+        for name in ("", " init", " up", " deploy", " retrain", " status", " lineage", " data")
+    }
+
+
+def test_every_option_has_help():
+    options = [
+        (path, option)
+        for path, command in commands(main)
+        for option in command.params
+        if isinstance(option, click.Option)
+    ]
+    assert len(options) >= 8
+    assert [f"{path} {option.name}" for path, option in options if not option.help] == []
+
+
+def test_every_reporting_command_can_print_json():
+    reporting = {"init", "retrain", "status", "lineage", "data"}
+    have = {
+        name
+        for name, command in main.commands.items()
+        if any(option.name == "json_output" for option in command.params)
+    }
+    assert have == reporting
+
+
+def test_help_loads_no_heavy_library(tmp_path: Path):
+    heavy = "{'torch', 'transformers', 'mlflow', 'prefect', 'datasets', 'dvc'}"
+    code = f"import sys; import pipeline.cli; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_an_unknown_command_is_a_usage_error(tmp_path: Path):
+    done = prefixline("retrian", cwd=tmp_path)
+    assert (done.returncode, "No such command 'retrian'" in done.stderr) == (2, True)
+
+
+def test_outside_a_workspace_every_command_says_how_to_make_one(tmp_path: Path):
+    for command in (["status"], ["retrain", "a"], ["lineage", "a"], ["data", "a"], ["deploy"], ["up"]):
+        done = prefixline(*command, cwd=tmp_path)
+        assert done.returncode == 1, command
+        assert "prefixline init" in done.stderr, command
+        assert "Traceback" not in done.stderr, command
+
+
+def test_init_makes_a_workspace_that_status_can_read(tmp_path: Path):
+    made = prefixline("init", "new", "--json", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert json.loads(made.stdout) == {"workspace": str(tmp_path / "new")}
+    done = prefixline("-w", "new", "status", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    state = json.loads(done.stdout)
+    assert state["servers"] is None
+    assert all(prefix["versions"] == [] for prefix in state["prefixes"])
+
+
+def test_an_error_is_one_message_without_a_traceback(tmp_path: Path):
+    prefixline("init", "new", cwd=tmp_path)
+    (tmp_path / "new" / "params.yaml").write_text("prefixes: {a: {tusk: classification}}\n")
+    done = prefixline("-w", "new", "status", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "prefixes.a.tusk: unknown key" in done.stderr
+    assert "Traceback" not in done.stderr
