@@ -1,0 +1,214 @@
+"""What a frozen model, with or without a prefix, makes of tokenised rows. Nothing here learns.
+
+Rows are computed longest first in batches of like length, so that little of a batch is padding and a machine too
+small for the longest rows says so at once. Results come back in the order of the rows.
+
+Shape legend: N rows, B rows of a batch, T tokens, C labels, H hidden size.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from pipeline.prefix.architecture import anatomy
+from pipeline.prefix.attention import attach, generate
+from pipeline.prefix.tuning import Prefix
+
+Tokens = Sequence[int] | NDArray[Any]
+
+_LOGITS = 2**27
+"""Logits computed at a time, half a GB in float32: what bounds a batch where the vocabulary is large."""
+
+_EVERY = 15.0
+"""Seconds between two lines of progress where there is no terminal."""
+
+
+@torch.inference_mode()
+def class_log_probabilities(
+    model: PreTrainedModel, prefix: Prefix | None, rows: Sequence[Tokens], batch_size: int, *, what: str
+) -> NDArray[np.float64]:
+    """[N, C] natural logarithms of the labels' probabilities, by a sequence classifier.
+
+    Args:
+        rows: token ids with special tokens.
+        what: names the rows in the progress.
+    """
+    found = np.empty((len(rows), int(model.config.num_labels)))
+    with _attached(model, prefix):
+        for places in _batches([len(row) for row in rows], batch_size, what):
+            input_ids, mask = padded([rows[i] for i in places], _pad(model))
+            logits = model(input_ids=input_ids, attention_mask=mask).logits
+            found[places] = torch.log_softmax(logits.double(), dim=-1).numpy()
+    return found
+
+
+@torch.inference_mode()
+def features(
+    model: PreTrainedModel, rows: Sequence[Tokens], batch_size: int, *, what: str
+) -> NDArray[np.float32]:
+    """[N, H] one vector for each text from the frozen base's last layer, without a prefix.
+
+    The mean over the real tokens where tokens see each other; the last token, which alone has seen all others,
+    where the base is causal.
+    """
+    parts = anatomy(model)
+    found = np.empty((len(rows), int(model.config.get_text_config().hidden_size)), dtype=np.float32)
+    for places in _batches([len(row) for row in rows], batch_size, what):
+        input_ids, mask = padded([rows[i] for i in places], _pad(model))
+        hidden = parts.base(input_ids=input_ids, attention_mask=mask).last_hidden_state  # [B, T, H]
+        if parts.causal:
+            pooled = hidden[torch.arange(len(places)), mask.sum(dim=1) - 1]
+        else:
+            pooled = (hidden * mask[:, :, None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+        found[places] = pooled.float().numpy()
+    return found
+
+
+@torch.inference_mode()
+def target_losses(
+    model: PreTrainedModel,
+    prefix: Prefix | None,
+    prompts: Sequence[Tokens],
+    targets: Sequence[Sequence[Tokens]],
+    batch_size: int,
+    *,
+    what: str,
+) -> NDArray[np.float64]:
+    """[N] −ln p of all of a row's targets (each up to its end token) given its prompt, summed, in nats."""
+    pairs = [(row, target) for row, group in enumerate(targets) for target in group]
+    lengths = [len(prompts[row]) + len(target) - 1 for row, target in pairs]
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    sparing = "logits_to_keep" in inspect.signature(model.forward).parameters
+    found = np.zeros(len(prompts))
+    with _attached(model, prefix):
+        for places in _batches(lengths, batch_size, what, most_tokens=max(1, _LOGITS // vocabulary)):
+            part = [
+                (row, np.asarray(prompts[row]), np.asarray(target))
+                for row, target in (pairs[i] for i in places)
+            ]
+            # The last target token is predicted, never read.
+            input_ids, mask = padded(
+                [np.concatenate([prompt, target[:-1]]) for _, prompt, target in part], _pad(model)
+            )
+            first = min(len(prompt) for _, prompt, _ in part) - 1  # no earlier position predicts a target
+            keep = {"logits_to_keep": input_ids.shape[1] - first} if sparing else {}
+            logits = model(input_ids=input_ids, attention_mask=mask, **keep).logits
+            start = first if sparing else 0
+            for line, (row, prompt, target) in zip(logits, part, strict=True):
+                begin = len(prompt) - 1 - start
+                wanted = torch.as_tensor(target.astype(np.int64))
+                losses = torch.nn.functional.cross_entropy(
+                    line[begin : begin + len(target)].float(), wanted, reduction="none"
+                )
+                found[row] += float(losses.double().sum())
+    return found
+
+
+def generated(
+    model: PreTrainedModel,
+    prefix: Prefix | None,
+    prompts: Sequence[Tokens],
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+    beams: int,
+    room: int,
+    what: str,
+) -> list[str]:
+    """The model's continuation of each prompt up to its end token, by greedy or beam search, stripped.
+
+    Args:
+        room: positions that prompt and continuation may take together; long prompts get shorter continuations.
+    """
+    found = [""] * len(prompts)
+    for places in _batches([len(prompt) for prompt in prompts], batch_size, what):
+        input_ids, mask = padded([prompts[i] for i in places], _pad(model), left=True)
+        sequences = generate(
+            model,
+            prefix,
+            input_ids,
+            mask,
+            max_new_tokens=max(1, min(max_new_tokens, room - input_ids.shape[1])),
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=_pad(model),
+            beams=beams,
+        )
+        texts = tokenizer.batch_decode(sequences, skip_special_tokens=True)
+        for place, text in zip(places, texts, strict=True):
+            found[place] = text.strip()
+    return found
+
+
+def padded(rows: Sequence[Tokens], pad: int, *, left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and mask (1 for real tokens), each [B, T], padded on the right unless `left`."""
+    width = max(len(row) for row in rows)
+    input_ids = torch.full((len(rows), width), pad, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for i, row in enumerate(rows):
+        span = slice(width - len(row), width) if left else slice(0, len(row))
+        input_ids[i, span] = torch.as_tensor(np.asarray(row, dtype=np.int64))
+        mask[i, span] = 1
+    return input_ids, mask
+
+
+def length_batches(
+    lengths: Sequence[int], batch_size: int, *, most_tokens: int | None = None
+) -> list[NDArray[np.int64]]:
+    """Every position once, longest first, at most `batch_size` and `most_tokens` (padding included) at a time."""
+    order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
+    batches = []
+    start = 0
+    while start < len(order):
+        size = batch_size
+        if most_tokens is not None:
+            size = max(1, min(size, most_tokens // lengths[order[start]]))
+        batches.append(order[start : start + size])
+        start += size
+    return batches
+
+
+def _batches(
+    lengths: Sequence[int],
+    batch_size: int,
+    what: str,
+    *,
+    most_tokens: int | None = None,
+    stream: TextIO | None = None,
+) -> Iterator[NDArray[np.int64]]:
+    """`length_batches` with progress on stderr: a bar in a terminal, elsewhere a line now and then."""
+    batches = length_batches(lengths, batch_size, most_tokens=most_tokens)
+    stream = stream or sys.stderr
+    if stream.isatty():
+        yield from track(batches, what, console=Console(file=stream), transient=True)
+        return
+    said, done = time.monotonic(), 0
+    for places in batches:
+        yield places
+        done += len(places)
+        if time.monotonic() - said >= _EVERY:
+            said = time.monotonic()
+            stream.write(f"{what}: {done:,} of {len(lengths):,} rows\n")
+            stream.flush()
+
+
+def _attached(model: PreTrainedModel, prefix: Prefix | None) -> AbstractContextManager[Any]:
+    return nullcontext() if prefix is None else attach(model, prefix)
+
+
+def _pad(model: PreTrainedModel) -> int:
+    """What fills rows; where there is no padding token any will do, since the mask hides it."""
+    pad: Any = model.config.get_text_config().pad_token_id
+    return pad if isinstance(pad, int) else 0
