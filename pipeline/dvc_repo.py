@@ -6,10 +6,11 @@ used for what is short and alone under the repository's lock; experiments run in
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -39,7 +40,8 @@ def opened(root: Path) -> Iterator[Any]:
     from dvc.logger import set_loggers_level
     from dvc.repo import Repo
 
-    level = logging.INFO if sys.stderr.isatty() else logging.ERROR  # INFO shows DVC's progress bars
+    # INFO shows DVC's progress bars. What it logs as errors is in the error that is raised.
+    level = logging.INFO if sys.stderr.isatty() else logging.CRITICAL
     try:
         with set_loggers_level(level), Repo(str(root), _wait_for_lock=True) as repo:
             repo.scm_context.quiet = True  # no "to track the changes with git, run": that is our job
@@ -106,15 +108,30 @@ def require_verifying_remote(root: Path) -> None:
         )
 
 
-def push(repo: Any, hashes: Iterable[str]) -> None:
+def push(repo: Any, hashes: Collection[str]) -> None:
     """Copy the objects `hashes` (md5, with `.dir` for folders) to the default remote; those it has are skipped.
+
+    A folder's listing goes last, after the files it lists, so that a remote which has it has them all.
 
     Raises:
         WorkspaceError: some did not arrive.
     """
+    remote = repo.cloud.get_remote_odb()
+    listings = {value for value in hashes if value.endswith(".dir") and not remote.exists(value)}
+    inside = {
+        entry["md5"]
+        for value in listings
+        for entry in json.loads(Path(repo.cache.local.oid_to_path(value)).read_bytes())
+    }
+    single = {value for value in hashes if not value.endswith(".dir")}
+    for values in (inside | single, listings):
+        _push(repo, values)
+
+
+def _push(repo: Any, hashes: Iterable[str]) -> None:
     from dvc_data.hashfile.hash_info import HashInfo
 
-    failed = repo.cloud.push([HashInfo("md5", value) for value in hashes]).failed
+    failed = repo.cloud.push([HashInfo("md5", value) for value in sorted(hashes)]).failed
     if failed:
         names = ", ".join(sorted(str(info.value) for info in failed))
         raise WorkspaceError(

@@ -65,6 +65,10 @@ def snapshot(workspace: Workspace, prefix_name: str, data: DataParams) -> Datase
         except BaseException:
             for name, content in before.items():
                 restore(workspace.root / name, content)
+            if not raw.exists() and before[own[0]] is not None:
+                # `dvc update` removes the data before it knows that it can get new.
+                with dvc_repo.opened(workspace.root) as repo:
+                    repo.checkout([str(workspace.root / own[0])], force=True)
             raise
         commit = git.last_commit(workspace.root, list(own[:2]))
     assert commit is not None

@@ -267,16 +267,18 @@ def _bring(repo: Any, hashes: set[str]) -> None:
     absent = [value for value in sorted(hashes) if not Path(cache.oid_to_path(value)).exists()]
     if not absent:
         return
+    remote = repo.cloud.get_remote_odb()
+    held = {value for value in absent if remote.exists(value)}  # DVC deletes what it finds tampered with
     repo.cloud.pull([HashInfo("md5", value) for value in absent])
     absent = [value for value in absent if not Path(cache.oid_to_path(value)).exists()]
     if not absent:
         return
-    remote = repo.cloud.get_remote_odb()
-    tampered = [value for value in absent if remote.exists(value)]
+    tampered = [value for value in absent if value in held]
     if tampered:
         raise IntegrityError(
-            [f"{remote.oid_to_path(value)}: its content has another MD5" for value in tampered],
-            heading="the DVC remote holds objects that are not what their names say (tampered or corrupted):",
+            [f"{remote.oid_to_path(value)}: did not arrive with that MD5" for value in tampered],
+            heading="the DVC remote holds objects that are not what their names say (tampered or corrupted); "
+            "bring back good copies of:",
         )
     raise WorkspaceError(
         f"{repo.root_dir}: neither DVC's cache nor its remote has {', '.join(absent)}; "

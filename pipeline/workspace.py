@@ -90,7 +90,7 @@ def init_workspace(folder: Path) -> Workspace:
     """
     folder = folder.expanduser().resolve()
     _refuse_occupied(folder)
-    own_git = (folder / ".git").exists()
+    existed, own_git = folder.exists(), (folder / ".git").exists()
     missing = [parent for parent in (folder.parent, *folder.parent.parents) if not parent.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
@@ -116,12 +116,12 @@ def init_workspace(folder: Path) -> Workspace:
     except BaseException:
         for entry in moved:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
-        _remove_if_empty(folder, keep=own_git)
-        for parent in missing:
-            _remove_if_empty(parent)
-        raise
-    finally:
         shutil.rmtree(fresh, ignore_errors=True)
+        for made in missing if existed else [folder, *missing]:
+            if made.is_dir() and not any(made.iterdir()):
+                made.rmdir()
+        raise
+    fresh.rmdir()
     return Workspace(folder)
 
 
@@ -143,11 +143,6 @@ def _refuse_occupied(folder: Path) -> None:
 def _first_commit(root: Path) -> None:
     names = [*_TEMPLATES.values(), ".dvc/config", ".dvc/.gitignore"]
     git.commit(root, names, "Make a prefixline workspace")
-
-
-def _remove_if_empty(folder: Path, *, keep: bool = False) -> None:
-    if not keep and folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
 
 
 def find_workspace(folder: Path) -> Workspace:
