@@ -147,8 +147,8 @@ def _index_row(path: Path, folder: Path) -> dict[str, Any]:
     if not isinstance(sidecar, dict) or (missing := expected - sidecar.keys()):
         lacking = ", ".join(sorted(missing)) if isinstance(sidecar, dict) else "everything"
         raise DataError([f"lacks {lacking}; write the report again"])
-    page = path.with_name(str(sidecar["page"]))
-    if page.parent != path.parent or not page.is_file():
+    page = path.parent / str(sidecar["page"])
+    if page.name != sidecar["page"] or not page.is_file():
         raise DataError([f"its page {str(sidecar['page'])!r} is not beside it; write the report again"])
     headline, criteria = sidecar["headline"] or {}, sidecar["criteria"] or {}
     metric, total = headline.get("metric"), criteria.get("total")

@@ -256,7 +256,7 @@ def _metric_row(analysis: Analysis, metric: str, systems: Sequence[str]) -> dict
             {"value": metric_number(metric, estimate.figure if estimate else None), "interval": interval}
         )
     arrow = "↑" if METRICS[metric] == "higher" else "↓"
-    return {"name": f"{metric_title(metric)} {arrow}", "cells": cells}
+    return {"name": f"{metric_title(metric)}\u00a0{arrow}", "cells": cells}
 
 
 def _metrics_note(data: ReportData, analysis: Analysis, systems: Sequence[str]) -> str:

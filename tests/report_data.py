@@ -203,7 +203,7 @@ def classification(
         better_than_base=Comparison(metric="accuracy"),
         not_worse_than_champion=Comparison(metric="macro_f1", margin=0.02),
         slices=(SliceCriteria(column="length", floors={"accuracy": 0.4}),),
-        resamples=400,
+        resamples=200,
     )
     path = classification_rows(folder / "rows.parquet", len(labels), rows, scores)
     return _data(folder, "classification", prefix, version, gate, path, labels, rows)
@@ -215,7 +215,7 @@ def generation(folder: Path, *, rows: int = 240, version: str | None = "1") -> R
         floors={"loss": 2.6, "bleu": 20},
         better_than_base=Comparison(metric="loss"),
         not_worse_than_champion=Comparison(metric="loss", margin=0.05),
-        resamples=400,
+        resamples=200,
     )
     path = generation_rows(folder / "rows.parquet", rows, {"prefix": 2.2, "base": 4.0})
     return _data(folder, "generation", "restaurant-texts", version, gate, path, None, rows)
