@@ -80,17 +80,15 @@ def read_examples(
         at_most: of a larger split, this many rows spread evenly over it.
 
     Raises:
-        DataError: it has no rows, or lacks a column.
+        DataError: it is not there, or lacks a column.
     """
     rows = load_prepared(prepared, split)
     wanted = ["row_id", "input_ids", *(SLICE + name for name in slices)]
     wanted += ["text", "label"] if task == "classification" else ["source", "targets", "target_ids"]
     missing = [name for name in wanted if name not in rows.column_names]
-    if missing or not len(rows):
+    if missing:
         problems = [f"{name}: no such column; prepare the data again" for name in missing]
-        raise DataError(
-            problems or ["it has no rows; add data or enlarge its share"], heading=f"{prepared / split}:"
-        )
+        raise DataError(problems, heading=f"{prepared / split}:")
     if at_most is not None and len(rows) > at_most:
         rows = rows.select(np.linspace(0, len(rows) - 1, at_most).astype(np.int64))
     table = rows.select_columns(wanted).with_format("arrow")[:]
