@@ -22,7 +22,7 @@ class Outcome:
         verdict: `Verdict.to_json()`.
         runs: {mlflow, prefect} run ids; of the retraining that computed it.
         experiment: the DVC experiment's commit.
-        seconds: {stage: seconds} in the stages' own processes, and in `total`.
+        seconds: {prepare, train, evaluate: seconds computed, total: of the whole retraining until registration}.
         earlier: what came of it the first time, where this is `unchanged`.
         report: path of the page.
     """

@@ -352,13 +352,11 @@ def _adapter_files(judged: Judged) -> Iterator[tuple[PurePosixPath, str]]:
 
 
 def _outcome(plan: Plan, judged: Judged, rows: int) -> Outcome:
-    stages = {
-        stage: float(record["stage_seconds"])
-        for stage, record in {
-            "prepare": judged.prepared,
-            "train": judged.trained,
-            "evaluate": judged.evaluated,
-        }.items()
+    seconds = {
+        "prepare": float(judged.prepared["stage_seconds"]),
+        "train": float(judged.trained["seconds"]),
+        "evaluate": float(judged.evaluated["seconds"]),
+        "total": time.time() - plan.started,
     }
     return Outcome(
         prefix=plan.name,
@@ -370,7 +368,7 @@ def _outcome(plan: Plan, judged: Judged, rows: int) -> Outcome:
         verdict=judged.verdict.to_json(),
         runs={"mlflow": judged.run_id, "prefect": plan.prefect_run},
         experiment=judged.experiment.commit,
-        seconds={**stages, "total": round(time.time() - plan.started, 3)},
+        seconds={stage: round(value, 3) for stage, value in seconds.items()},
     )
 
 

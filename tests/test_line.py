@@ -1,0 +1,173 @@
+"""The whole line through the real command: data in, a judged and registered prefix out."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import registry, servers
+from pipeline.registry import Registry
+from tests.line import Line, make_line, rows
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory: pytest.TempPathFactory) -> Line:
+    return make_line(tmp_path_factory.mktemp("line"))
+
+
+@pytest.fixture(scope="module")
+def first(line: Line) -> dict[str, Any]:
+    outcome: dict[str, Any] = line.json("retrain", "words")
+    return outcome
+
+
+def connection(line: Line) -> Registry:
+    where = servers.endpoints(line.root)
+    return registry.connect(where.mlflow_uri, artifact_root=where.artifact_root)
+
+
+def test_a_passing_prefix_is_registered_as_version_1(first: dict[str, Any]):
+    assert (first["prefix"], first["outcome"], first["version"]) == ("words", "registered", "1")
+    assert re.fullmatch(r"[0-9a-f]{64}", first["run_key"])
+    assert re.fullmatch(r"[0-9a-f]{32}", first["dataset"]["md5"])
+    assert first["dataset"]["rows"] == 400
+    assert first["verdict"]["passed"] is True
+    assert first["metrics"]["prefix"]["accuracy"] >= 0.6
+
+
+def test_status_shows_the_candidate(line: Line, first: dict[str, Any]):
+    (words,) = line.json("status")["prefixes"]
+    assert [(v["version"], v["stages"]) for v in words["versions"]] == [("1", ["candidate"])]
+    assert words["last"]["outcome"] == "registered"
+    assert words["dataset"]["md5"] == first["dataset"]["md5"]
+
+
+def test_lineage_names_everything_the_version_was_made_from(line: Line, first: dict[str, Any]):
+    record = line.json("lineage", "words@candidate")
+    assert (record["version"], record["stage"]) == ("1", "candidate")
+    assert record["run_key"] == first["run_key"]
+    assert record["dataset"]["md5"] == first["dataset"]["md5"]
+    assert record["dataset"]["rows"] == 400
+    assert line.git("cat-file", "-t", record["dataset"]["git_commit"]) == "commit"
+    assert line.git("cat-file", "-t", record["code"]["commit"]) == "commit"
+    assert line.git("cat-file", "-t", record["experiment"]["commit"]) == "commit"
+    assert record["base_model"]["digest"] in (line.root / "params.yaml").read_text()
+    assert record["runs"]["mlflow"] == first["runs"]["mlflow"]
+    assert re.fullmatch(r"[0-9a-f-]{36}", record["runs"]["prefect"])
+    assert record["params"]["training"]["epochs"] == 8
+
+
+def test_the_mlflow_run_holds_inputs_curves_figures_and_files(line: Line, first: dict[str, Any]):
+    client = connection(line).client
+    run = client.get_run(first["runs"]["mlflow"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["training.epochs"] == "8"
+    assert run.data.metrics["test/prefix/accuracy"] == first["metrics"]["prefix"]["accuracy"]
+    assert len(client.get_metric_history(run.info.run_id, "train/loss")) > 10
+    assert len(run.inputs.dataset_inputs) == 1
+    assert len(run.inputs.model_inputs) == 1
+    files = {item.path for item in client.list_artifacts(run.info.run_id)}
+    assert {"lineage.json", "verdict.json", "dataset_card.html", "report"} <= files
+
+
+def test_the_dataset_source_of_the_run_gives_back_the_exact_rows(line: Line, first: dict[str, Any]):
+    import mlflow
+
+    run = connection(line).client.get_run(first["runs"]["mlflow"])
+    source = mlflow.data.get_source(run.inputs.dataset_inputs[0])
+    loaded = Path(source.load(line.root))
+    assert [json.loads(row) for row in loaded.read_text().splitlines()] == rows(400)
+
+
+def test_the_registered_model_predicts_what_the_evaluation_recorded(line: Line, first: dict[str, Any]):
+    import mlflow
+    import pyarrow.parquet as pq
+
+    connection(line).activate()
+    os.environ["PREFIXLINE_WORKSPACE"] = str(line.root)
+    model = mlflow.pyfunc.load_model("models:/words@candidate")
+    scored = pq.read_table(
+        line.root / ".prefixline/fetched" / first["run_key"] / "evaluate/evaluation/rows.parquet",
+        filters=[("system", "=", "prefix")],
+    ).to_pylist()
+    texts = {row["text"]: row["label"] for row in rows(400)}
+    predictions = model.predict(list(texts))
+    correct = sum(a == b for a, b in zip(predictions["label"], texts.values(), strict=True))
+    assert correct / len(texts) >= 0.6
+    assert {round(row["confidence"], 4) for row in scored} <= {
+        round(max(row), 4) for row in predictions.filter(like="probability").to_numpy().tolist()
+    }
+
+
+def test_the_report_lies_in_the_workspace_and_is_listed(line: Line, first: dict[str, Any]):
+    page = Path(first["report"])
+    assert page.is_relative_to(line.root / "reports")
+    assert "words" in page.read_text()
+    assert page.name in (line.root / "reports" / "index.html").read_text()
+
+
+def test_the_workspace_is_clean_after_a_retraining(line: Line, first: dict[str, Any]):
+    assert line.git("status", "--porcelain") == ""
+
+
+def test_a_second_retraining_says_unchanged_and_registers_nothing(line: Line, first: dict[str, Any]):
+    head = line.git("rev-parse", "HEAD")
+    again = line.json("retrain", "words")
+    assert (again["outcome"], again["version"], again["earlier"]) == ("unchanged", "1", "registered")
+    assert again["run_key"] == first["run_key"]
+    assert again["verdict"] == first["verdict"]
+    assert line.git("rev-parse", "HEAD") == head
+    (words,) = line.json("status")["prefixes"]
+    assert len(words["versions"]) == 1
+
+
+def test_changed_data_is_a_new_version_compared_with_the_champion_on_the_same_rows(
+    line: Line, first: dict[str, Any]
+):
+    client = connection(line).client
+    client.set_registered_model_alias("words", "production", "1")
+    line.write_rows([*rows(400), *rows(60, seed=7)])
+    second = line.json("retrain", "words")
+    assert (second["outcome"], second["version"]) == ("registered", "2")
+    assert second["dataset"]["md5"] != first["dataset"]["md5"]
+    assert second["run_key"] != first["run_key"]
+    (compared,) = [c for c in second["verdict"]["criteria"] if c["kind"] == "not_worse_than_champion"]
+    assert compared["rows"] == second["verdict"]["criteria"][0]["rows"] > 30
+    assert "champion" in second["metrics"]
+    card = registry.read_json(connection(line), second["runs"]["mlflow"], "dataset_card.json")
+    assert card["changes"]["added"] > 0
+    assert card["changes"]["removed"] == 0
+    stages = {v["version"]: v["stages"] for v in line.json("status")["prefixes"][0]["versions"]}
+    assert stages == {"1": ["production"], "2": ["candidate"]}
+
+
+def test_what_the_gate_rejects_is_recorded_and_not_registered(tmp_path: Path):
+    strict = make_line(tmp_path, floor=1.01)
+    outcome = strict.json("retrain", "words", expect=3)
+    assert (outcome["outcome"], outcome["version"]) == ("rejected", None)
+    run = connection(strict).client.get_run(outcome["runs"]["mlflow"])
+    assert run.data.tags["prefixline.outcome"] == "rejected"
+    assert "accuracy" in run.data.tags["prefixline.reasons"]
+    assert strict.json("status")["prefixes"][0]["versions"] == []
+    again = strict.json("retrain", "words")
+    assert (again["outcome"], again["earlier"]) == ("unchanged", "rejected")
+
+
+def test_bad_data_changes_nothing(tmp_path: Path):
+    line = make_line(tmp_path)
+    with (line.root / "data/words.jsonl").open("a") as file:
+        file.write('{"text": "cut off')
+    head = line.git("rev-parse", "HEAD")
+    done = line.run("retrain", "words")
+    assert done.returncode == 1
+    assert "words.jsonl:401" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert line.git("rev-parse", "HEAD") == head
+    assert line.git("status", "--porcelain") == ""
+    assert line.json("status")["prefixes"][0]["versions"] == []
+    assert not (line.root / "data/words.jsonl.dvc").exists()
