@@ -8,7 +8,7 @@ with key/value heads of one size, and if it can be told the positions of its tok
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NoReturn
@@ -29,7 +29,7 @@ class Anatomy:
     """What the engine has to know of a model.
 
     Attributes:
-        base: the module without a head; its forward pass builds the mask and the positions.
+        base: the innermost model around all layers; its forward pass builds the mask and the positions.
         attention: the attention modules, first layer first.
         heads: key/value heads per layer.
         head_size: size of one key or value.
@@ -81,7 +81,10 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
         )
     attention.sort(key=lambda module: getattr(module, "layer_idx", None) or 0)
 
-    base = getattr(model, model.base_model_prefix, model)
+    # The innermost model around all layers: OPTForCausalLM goes past OPTModel, straight to its decoder.
+    base = [module for module in modules if isinstance(module, PreTrainedModel) and holds(module, attention)][
+        -1
+    ]
     if "position_ids" not in inspect.signature(base.forward).parameters:
         _refuse(model, "takes no position_ids")
 
@@ -129,6 +132,11 @@ def calls_the_interface(forward: Callable[..., Any]) -> bool:
     except OSError:  # defined where no source is, as in an interactive session: not one of transformers'
         return False
     return "ALL_ATTENTION_FUNCTIONS.get_interface(" in source
+
+
+def holds(module: nn.Module, parts: Sequence[nn.Module]) -> bool:
+    """Whether all of `parts` are somewhere within `module`."""
+    return set(parts) <= set(module.modules())
 
 
 def check_window(found: Anatomy, length: int, tokens: int) -> None:

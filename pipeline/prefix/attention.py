@@ -68,6 +68,10 @@ class Attachment:
     def seen(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """This pass's prefix for `layer`, each [P, H, D]."""
         shape = self.prefix.shape
+        if not self._layers:
+            raise PrefixError(
+                f"layer {layer} was called on its own; call {type(self._anatomy.base).__name__} or a model around it"
+            )
         if (
             key.shape[1] != shape.heads
             or key.shape[3] != shape.head_size
@@ -111,8 +115,8 @@ class Attachment:
         if offset is not None and tokens is not None:
             real = tokens.ne(offset).long()
             return (real.cumsum(1) + past + length) * real + offset
-        mask: torch.Tensor | None = kwargs.get("attention_mask")
-        if mask is not None and mask.dim() == 2:
+        mask = kwargs.get("attention_mask")
+        if isinstance(mask, torch.Tensor) and mask.dim() == 2:
             return (mask.long().cumsum(1) - 1).clamp_(min=0)[:, past:] + length
         start = past + length + (0 if offset is None else offset + 1)
         return torch.arange(start, start + like.shape[1], device=like.device)[None]

@@ -1,0 +1,405 @@
+"""A model with a prefix attached, against a hand-written loop and against PEFT."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.errors import PrefixError
+from pipeline.prefix.attention import attach
+from pipeline.prefix.tuning import Prefix, PrefixShape, flatten
+from tests.prefix import loop
+from tests.prefix.models import DECODERS, ENCODERS, batch, decoder, encoder, in_peft, random_prefix
+
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def logits(model: Any, prefix: Prefix, **inputs: torch.Tensor) -> torch.Tensor:
+    with attach(model, prefix), torch.no_grad():
+        result: torch.Tensor = model(**inputs).logits
+    return result
+
+
+def difference(ours: torch.Tensor, expected: torch.Tensor) -> float:
+    assert expected.std() > 0.05, "the reference has no opinion, so equality would say nothing"
+    return float((ours - expected).abs().max())
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_llama_computes_what_the_hand_written_loop_computes(side: str, implementation: str) -> None:
+    model = decoder(attn_implementation=implementation).double()
+    prefix = random_prefix(model)
+    inputs = batch(side=side)
+    ours = logits(model, prefix, **inputs)
+    for row, (tokens, mask) in enumerate(zip(*inputs.values(), strict=True)):
+        expected = loop.llama_logits(
+            model, prefix.key_values().detach().double().numpy(), tokens[mask == 1].tolist()
+        )
+        assert difference(ours[row][mask == 1], torch.tensor(expected)) < TOLERANCE
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("padded", [True, False])
+def test_bert_computes_what_the_hand_written_loop_computes(padded: bool, implementation: str) -> None:
+    model = encoder(attn_implementation=implementation).double()
+    prefix = random_prefix(model)
+    inputs = batch()
+    if not padded:
+        inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])
+    ours = logits(model, prefix, **inputs)
+    for row, (tokens, mask) in enumerate(zip(*inputs.values(), strict=True)):
+        expected = loop.bert_logits(
+            model, prefix.key_values().detach().double().numpy(), tokens[mask == 1].tolist()
+        )
+        assert difference(ours[row], torch.tensor(expected)) < TOLERANCE
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_a_decoder_computes_what_peft_computes(family: str) -> None:
+    model = decoder(family)
+    prefix = random_prefix(model)
+    inputs = batch()
+    real = inputs["attention_mask"] == 1
+    with torch.no_grad():
+        expected = in_peft(model, prefix, "CAUSAL_LM")(**inputs).logits
+    assert difference(logits(model, prefix, **inputs)[real], expected[real]) < TOLERANCE
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_padding_on_the_left_or_the_right_or_none_is_the_same(family: str) -> None:
+    model = decoder(family)
+    prefix = random_prefix(model)
+    left, right = batch(side="left"), batch(side="right")
+    for row in range(3):
+        tokens = right["input_ids"][row][right["attention_mask"][row] == 1]
+        left["input_ids"][row, -len(tokens) :] = tokens
+        alone = logits(model, prefix, input_ids=tokens[None])[0]
+        on_right = logits(model, prefix, **right)[row, : len(tokens)]
+        on_left = logits(model, prefix, **left)[row, -len(tokens) :]
+        assert difference(on_right, alone) < TOLERANCE
+        assert difference(on_left, alone) < TOLERANCE
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+def test_an_encoder_computes_what_peft_computes(family: str) -> None:
+    model = encoder(family)
+    prefix = random_prefix(model)
+    inputs = batch(pad=model.config.pad_token_id)
+    with torch.no_grad():
+        expected = in_peft(model, prefix, "SEQ_CLS")(**inputs).logits
+    assert difference(logits(model, prefix, **inputs), expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("family", ["Bert", "Roberta"])
+def test_given_embeddings_and_positions_are_counted_without_the_prefix(family: str) -> None:
+    model = encoder(family)
+    prefix = random_prefix(model)
+    tokens = batch()["input_ids"][2:]
+    expected = logits(model, prefix, input_ids=tokens)
+    embedded = model.get_input_embeddings()(tokens)
+    assert difference(logits(model, prefix, inputs_embeds=embedded), expected) < TOLERANCE
+    first = 2 if family == "Roberta" else 0
+    positions = torch.arange(first, first + 9)[None]
+    assert difference(logits(model, prefix, input_ids=tokens, position_ids=positions), expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("family", ["Llama", "GPT2", "Gemma3"])
+def test_a_mask_of_four_dimensions_gets_the_prefix_columns_too(family: str) -> None:
+    model = decoder(family)
+    prefix = random_prefix(model)
+    tokens = batch()["input_ids"]
+    mask = torch.ones(9, 9, dtype=torch.bool).tril()[None, None].expand(3, 1, 9, 9)
+    given: Any = {"full_attention": mask, "sliding_attention": mask} if family == "Gemma3" else mask
+    ours = logits(model, prefix, input_ids=tokens, attention_mask=given)
+    assert difference(ours, logits(model, prefix, input_ids=tokens)) < TOLERANCE
+
+
+def test_a_causal_layer_called_without_a_mask_stays_causal() -> None:
+    model = decoder()
+    prefix = random_prefix(model)
+    tokens = batch()["input_ids"]
+    expected = logits(model, prefix, input_ids=tokens)
+
+    def without_mask(module: Any, args: Any, kwargs: Any) -> Any:
+        return args, {**kwargs, "attention_mask": None}
+
+    for layer in model.model.layers:
+        layer.register_forward_pre_hook(without_mask, with_kwargs=True)
+    assert difference(logits(model, prefix, input_ids=tokens), expected) < TOLERANCE
+
+
+def test_a_sliding_window_hides_tokens_but_never_the_prefix() -> None:
+    model = decoder("Mistral", sliding_window=3)
+    prefix = random_prefix(model)
+    tokens = batch(tokens=12)["input_ids"][2:]
+    ours = logits(model, prefix, input_ids=tokens)
+    far, near = tokens.clone(), tokens.clone()
+    far[0, 0], near[0, 10] = 5, 5
+    # three layers of a window of 3 reach back 6 tokens
+    assert torch.equal(logits(model, prefix, input_ids=far)[0, -1], ours[0, -1])
+    assert not torch.equal(logits(model, prefix, input_ids=near)[0, -1], ours[0, -1])
+    other = random_prefix(model, seed=9)
+    assert (logits(model, other, input_ids=tokens)[0, -1] - ours[0, -1]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("make", [decoder, encoder])
+@pytest.mark.parametrize("projection", [None, 6])
+def test_gradients_equal_pefts_and_none_reaches_the_base(make: Any, projection: int | None) -> None:
+    model = make()
+    prefix = Prefix(PrefixShape.of_model(model), 5, projection=projection)
+    prefix.init_random(0.7, torch.Generator().manual_seed(0))
+    inputs = batch()
+    task = "SEQ_CLS" if make is encoder else "CAUSAL_LM"
+    reference = in_peft(model, prefix, task)
+    weight = torch.linspace(-1, 1, 5 if make is encoder else 60)
+    chosen = slice(None) if make is encoder else inputs["attention_mask"] == 1
+    (reference(**inputs).logits[chosen] * weight).sum().backward()
+    expected = reference.prompt_encoder.default.embedding.weight.grad
+    vectors = prefix.key_values()
+    vectors.retain_grad()
+    prefix.key_values = lambda: vectors  # type: ignore[method-assign]
+    with attach(model, prefix):
+        (model(**inputs).logits[chosen] * weight).sum().backward()
+    assert vectors.grad is not None
+    assert difference(flatten(vectors.grad), expected) < TOLERANCE
+    assert all(parameter.grad is not None for parameter in prefix.parameters())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("make", [decoder, encoder])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_every_layer_gets_a_gradient_also_after_an_evaluation_pass(make: Any, checkpointing: bool) -> None:
+    def gradient(*, checkpointed: bool) -> torch.Tensor:
+        model = make()
+        model.train()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        if checkpointed:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        prefix = random_prefix(model)
+        inputs = batch()
+        with attach(model, prefix):
+            with torch.inference_mode():
+                model(**inputs)
+            first = model(**inputs).logits
+            with torch.no_grad():
+                model(**inputs)
+            second = model(**inputs).logits
+            (first.square().sum() + second.sum()).backward()
+        grad: torch.Tensor = prefix.vectors.grad
+        return grad
+
+    ours = gradient(checkpointed=checkpointing)
+    assert ours.abs().amax(dim=(2, 3, 4)).min() > 1e-4  # the keys and the values of every layer
+    assert (ours - gradient(checkpointed=False)).abs().max() < 1e-4 * ours.abs().max()
+
+
+def test_checkpointing_that_loses_the_gradient_is_refused() -> None:
+    model = encoder()
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    model.train()
+    with attach(model, random_prefix(model)), pytest.raises(PrefixError, match="use_reentrant"):
+        model(**batch())
+
+
+def test_no_gradient_is_computed_below_the_first_attention() -> None:
+    model = encoder()
+    grad_at: dict[str, bool] = {}
+    first, second = model.bert.encoder.layer[:2]
+    for name, module in {
+        "before": first.attention.self.key,
+        "after": first.attention.output,
+        "next": second,
+    }.items():
+        module.register_forward_hook(lambda m, i, o, name=name: grad_at.update({name: o.requires_grad}))
+    with attach(model, random_prefix(model)):
+        model(**batch())
+    assert grad_at == {"before": False, "after": True, "next": True}
+
+
+@pytest.mark.parametrize("make", [decoder, encoder])
+def test_detaching_leaves_the_model_as_it_was(make: Any) -> None:
+    model = make()
+    inputs = batch()
+    before_state = copy.deepcopy(model.state_dict())
+    before_config, before_dict = model.config, copy.deepcopy(model.config.to_dict())
+    before_attributes = {name: set(vars(module)) for name, module in model.named_modules()}
+    before = model(**inputs).logits
+    attachment = attach(model, random_prefix(model))
+    assert model.config is not before_config
+    assert model.state_dict().keys() == before_state.keys()  # the prefix is no part of the model
+    during = model(**inputs).logits
+    attachment.detach()
+    attachment.detach()
+    assert (during - before).abs().max() > 1e-2
+    assert torch.equal(model(**inputs).logits, before)
+    assert model.config is before_config
+    assert model.config.to_dict() == before_dict
+    assert all(torch.equal(tensor, before_state[name]) for name, tensor in model.state_dict().items())
+    assert {name: set(vars(module)) for name, module in model.named_modules()} == before_attributes
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_an_error_in_the_block_detaches() -> None:
+    model = decoder()
+    before = model(**batch()).logits
+    with pytest.raises(ZeroDivisionError), attach(model, random_prefix(model)):
+        raise ZeroDivisionError
+    assert torch.equal(model(**batch()).logits, before)
+
+
+def test_a_model_with_the_same_config_is_not_touched() -> None:
+    first = decoder()
+    second = type(first)(first.config).eval()
+    assert second.config is first.config
+    before = second(**batch()).logits
+    with attach(first, random_prefix(first)):
+        first(**batch())
+        assert torch.equal(second(**batch()).logits, before)
+        assert second.config._attn_implementation == "sdpa"
+
+
+def test_two_prefixes_on_two_models_of_one_config_in_two_threads_do_not_mix() -> None:
+    first = decoder()
+    second = type(first)(first.config).eval()
+    models = (first, second)
+    prefixes = (random_prefix(first, 5, seed=1), random_prefix(second, 3, seed=2))
+    alone = [logits(model, prefix, **batch()) for model, prefix in zip(models, prefixes, strict=True)]
+    wrong: list[int] = []
+
+    def work(index: int) -> None:
+        for _ in range(15):
+            if not torch.equal(logits(models[index], prefixes[index], **batch()), alone[index]):
+                wrong.append(index)
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_a_second_prefix_is_refused_and_the_first_stays() -> None:
+    model = decoder()
+    prefix = random_prefix(model)
+    expected = logits(model, prefix, **batch())
+    with attach(model, prefix), torch.no_grad():
+        with pytest.raises(PrefixError, match="already has a prefix attached"):
+            attach(model, random_prefix(model, seed=5))
+        assert torch.equal(model(**batch()).logits, expected)
+
+
+def test_a_prefix_of_another_shape_is_refused() -> None:
+    model = decoder()
+    with pytest.raises(
+        PrefixError, match=r"the prefix is for PrefixShape\(layers=2.*needs PrefixShape\(layers=3"
+    ):
+        attach(model, Prefix(PrefixShape(2, 2, 8), 5))
+
+
+def test_keys_of_another_size_than_the_config_says_are_refused() -> None:
+    model = decoder("GPTNeoX")
+    prefix = random_prefix(model)
+    odd = model.gpt_neox.layers[1].attention
+    odd.head_size, odd.query_key_value, odd.dense = 12, torch.nn.Linear(32, 144), torch.nn.Linear(48, 32)
+    with (
+        attach(model, prefix),
+        pytest.raises(PrefixError, match="layer 1: got keys of 4 × 12.*expected 4 × 8"),
+    ):
+        model(**batch())
+
+
+@pytest.mark.parametrize("make", [decoder, encoder])
+def test_what_does_not_fit_the_window_is_refused_before_anything_is_computed(make: Any) -> None:
+    model = make()
+    model.get_input_embeddings().register_forward_hook(lambda *_: pytest.fail("it computed"))
+    with (
+        attach(model, random_prefix(model, 5)),
+        pytest.raises(
+            PrefixError, match="prefix of 5 \\+ input of 60 tokens = 65 positions; the base model has 64"
+        ),
+    ):
+        model(input_ids=torch.ones(1, 60, dtype=torch.long))
+    with pytest.raises(PrefixError, match="the base model has 64"):
+        attach(model, random_prefix(model, 64))
+
+
+def test_a_prefix_and_a_text_that_just_fit_the_window_are_computed() -> None:
+    model = encoder("Roberta")
+    assert logits(model, random_prefix(model, 5), input_ids=torch.full((1, 57), 7)).isfinite().all()
+
+
+def test_an_attention_implementation_that_cannot_be_wrapped_is_refused() -> None:
+    model = decoder()
+    model.config._attn_implementation_internal = "flash_attention_2"
+    with pytest.raises(PrefixError, match="got 'flash_attention_2'; expected 'sdpa' or 'eager'"):
+        attach(model, random_prefix(model))
+
+
+def test_a_layer_called_on_its_own_is_refused() -> None:
+    model = encoder()
+    with (
+        attach(model, random_prefix(model)),
+        pytest.raises(PrefixError, match="layer 0 was called on its own"),
+    ):
+        model.bert.encoder.layer[0](torch.zeros(1, 3, 32))
+
+
+def test_a_call_without_tokens_gets_the_models_own_error() -> None:
+    model = encoder()
+    with attach(model, random_prefix(model)), pytest.raises(ValueError, match="input_ids or inputs_embeds"):
+        model()
+
+
+def test_a_cache_is_continued_behind_the_prefix_and_not_made_unasked() -> None:
+    model = decoder()
+    prefix = random_prefix(model)
+    tokens = batch()["input_ids"]
+    whole = logits(model, prefix, input_ids=tokens)
+    with attach(model, prefix), torch.no_grad():
+        assert model(input_ids=tokens).past_key_values is None
+        start = model(input_ids=tokens[:, :6], use_cache=True)
+        rest = model(input_ids=tokens[:, 6:], past_key_values=start.past_key_values)
+    assert start.past_key_values.layers[0].keys.shape[2] == 9  # tokens only; the prefix is not in it
+    assert difference(rest.logits, whole[:, 6:]) < TOLERANCE
+
+
+def test_the_prefix_takes_the_models_dtype() -> None:
+    model = decoder().to(torch.bfloat16)
+    prefix = random_prefix(model)
+    ours = logits(model, prefix, **batch())
+    assert ours.dtype == torch.bfloat16
+    assert prefix.vectors.dtype == torch.float32
+    assert difference(ours.float(), logits(decoder(), prefix, **batch())) < 0.5
+
+
+def test_a_prefix_moves_and_lowers_the_loss_under_training() -> None:
+    model = encoder()
+    prefix = random_prefix(model, scale=0.1)
+    inputs, labels = batch(rows=8), torch.arange(8) % 5
+    optimiser = torch.optim.AdamW(prefix.parameters(), lr=0.1)
+    losses = []
+    start = prefix.vectors.detach().clone()
+    with attach(model, prefix):
+        for _ in range(40):
+            optimiser.zero_grad()
+            loss = torch.nn.functional.cross_entropy(model(**inputs).logits, labels)
+            loss.backward()
+            optimiser.step()
+            losses.append(loss.item())
+            with torch.no_grad():
+                model(**inputs)
+    assert losses[-1] < 0.5 * losses[0]
+    assert (prefix.vectors - start).abs().amax(dim=(2, 3, 4)).min() > 0.01
