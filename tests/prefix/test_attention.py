@@ -316,7 +316,7 @@ def test_keys_of_another_size_than_the_config_says_are_refused() -> None:
     odd.head_size, odd.query_key_value, odd.dense = 12, torch.nn.Linear(32, 144), torch.nn.Linear(48, 32)
     with (
         attach(model, prefix),
-        pytest.raises(PrefixError, match="layer 1: got keys of 4 × 12.*expected 4 × 8"),
+        pytest.raises(PrefixError, match=r"layer 1: got keys of 4 × 12.*expected 4 × 8"),
     ):
         model(**batch())
 
