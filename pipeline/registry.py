@@ -46,6 +46,7 @@ BOUNDS: Mapping[str, str] = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
     # It would run `uv export` on whatever lies in the current folder.
     "MLFLOW_UV_AUTO_DETECT": "false",
 }
@@ -101,6 +102,7 @@ class Registry:
         """Turn what MLflow raises while `doing` something into RegistryError or UnreachableError."""
         import requests
         from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
 
         try:
             yield
@@ -109,6 +111,8 @@ class Registry:
             if isinstance(error.__context__, requests.RequestException) or error.error_code in _TRANSIENT:
                 raise _unreachable(self.uri, f"{doing}: {error}") from error
             raise RegistryError(f"{doing}: MLflow at {self.uri} refused: {error}") from error
+        except SQLAlchemyError as error:  # a file that is no database, found before MLflow wraps anything
+            raise RegistryError(f"{doing}: MLflow cannot use {self.uri}: {error}") from error
         except requests.RequestException as error:
             raise _unreachable(self.uri, f"{doing}: {error}") from error
         except OSError as error:
@@ -422,6 +426,10 @@ def _check_health(uri: str, timeout: float) -> None:
 
 
 def _unreachable(uri: str, what: str) -> UnreachableError:
+    if uri.startswith("sqlite:"):
+        return UnreachableError(
+            f"MLflow's database {uri} cannot be used now ({what}). If another process holds it, run this again."
+        )
     return UnreachableError(
         f"MLflow at {uri} does not answer ({what}). Start it with `prefixline up`, correct MLFLOW_TRACKING_URI, "
         "or unset it to use the workspace's own database."

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,13 +139,21 @@ def complete(registry: Registry, name: str, run_key: str) -> RegisteredVersion:
         if not _is_complete(registry, first):
             _make_candidate(registry, name, first)
             registered(registry, first.run_id, str(first.version))
-        return _describe(client.get_model_version(name, first.version))
+        final = client.get_model_version(name, first.version)
+        return _describe(final, final.aliases)
 
 
 def list_versions(registry: Registry, name: str) -> tuple[RegisteredVersion, ...]:
     """All versions, oldest first, duplicates among them (see `RegisteredVersion.duplicate_of`)."""
     with registry.errors(f"listing the versions of {name}"):
-        return tuple(_describe(version) for version in _all(registry, name))
+        found = _all(registry, name)
+        # A search leaves the aliases out (tried).
+        aliases = registry.client.get_registered_model(name).aliases if found else {}
+    stages = {
+        version.version: [a for a, v in aliases.items() if str(v) == str(version.version)]
+        for version in found
+    }
+    return tuple(_describe(version, stages[version.version]) for version in found)
 
 
 def lookup(registry: Registry, name: str, which: str) -> VerifiedVersion:
@@ -176,7 +184,8 @@ def lookup(registry: Registry, name: str, which: str) -> VerifiedVersion:
             raise RegistryError(
                 f"{name}: no version {which!r}; available: {', '.join(there) or 'none'}"
             ) from error
-    return VerifiedVersion(_describe(found), _lineage(registry, found))
+    version = _describe(found, found.aliases)
+    return VerifiedVersion(version, _lineage(registry, version))
 
 
 def production(registry: Registry, name: str, champions: Path) -> Champion | None:
@@ -217,9 +226,11 @@ def _logged_model(
 
     client = registry.client
     run = client.get_run(run_id)
-    ready = client.search_logged_models(
-        [run.info.experiment_id], f"tags.`{LINEAGE_DIGEST}` = '{record.digest}' AND status = 'READY'"
+    made = client.search_logged_models(
+        [run.info.experiment_id], f"tags.`{LINEAGE_DIGEST}` = '{record.digest}'"
     )
+    # Not in the filter, where no spelling of a status matches (tried).
+    ready = [model for model in made if model.status == LoggedModelStatus.READY]
     if ready:
         model_id: str = ready[0].model_id
     else:
@@ -279,7 +290,8 @@ def _write_model(
         # Given, because MLflow would otherwise load the model in a second process to find them.
         pip_requirements=[
             f"prefixline=={record.code['version']}",
-            *(f"{name}=={libraries[name]}" for name in _LIBRARIES if name in libraries),
+            # Without a local part such as +cpu, which is the build's, not the release's.
+            *(f"{name}=={libraries[name].split('+')[0]}" for name in _LIBRARIES if name in libraries),
         ],
     )
 
@@ -299,14 +311,15 @@ def _make_candidate(registry: Registry, name: str, version: ModelVersion) -> Non
 
     The alias is last-writer-wins, so after writing it is looked whether a newer version came meanwhile.
     """
+    newest = _counting(_all(registry, name))[-1]
+    if newest.version != version.version and _is_complete(registry, newest):
+        return
     while True:
-        newest = _counting(_all(registry, name))[-1]
-        if newest.version != version.version and _is_complete(registry, newest):
-            return
         registry.client.set_registered_model_alias(name, CANDIDATE, newest.version)
-        if _counting(_all(registry, name))[-1].version == newest.version:
+        latest = _counting(_all(registry, name))[-1]
+        if latest.version == newest.version:
             return
-        version = newest
+        newest = latest
 
 
 def _counting(versions: Sequence[ModelVersion]) -> list[ModelVersion]:
@@ -335,11 +348,11 @@ def _with_run_key(registry: Registry, name: str, run_key: str) -> list[ModelVers
     return _all(registry, name, f" and tags.`{RUN_KEY}` = '{run_key}'")
 
 
-def _describe(version: ModelVersion) -> RegisteredVersion:
+def _describe(version: ModelVersion, stages: Iterable[str]) -> RegisteredVersion:
     return RegisteredVersion(
         name=version.name,
         version=str(version.version),
-        stages=tuple(sorted(version.aliases)),
+        stages=tuple(sorted(stages)),
         run_id=version.run_id,
         run_key=version.tags.get(RUN_KEY, ""),
         tags=dict(version.tags),
@@ -347,13 +360,13 @@ def _describe(version: ModelVersion) -> RegisteredVersion:
     )
 
 
-def _lineage(registry: Registry, version: ModelVersion) -> LineageRecord:
+def _lineage(registry: Registry, version: RegisteredVersion) -> LineageRecord:
     where = f"{version.name} version {version.version}"
     expected = version.tags.get(LINEAGE_DIGEST)
     if expected is None:
         raise RegistryError(f"{where}: has no lineage; it was not registered by prefixline")
     with tempfile.TemporaryDirectory() as scratch:
-        path = _download(registry, _describe(version), "artifacts/lineage.json", Path(scratch))
+        path = _download(registry, version, "artifacts/lineage.json", Path(scratch))
         found = digest.sha256_file(path)
         if found != expected:
             raise IntegrityError(

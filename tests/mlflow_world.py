@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,9 +29,22 @@ LABELS = ["bad", "good", "middling"]
 TEXTS = ["the red cat runs", "old pub", "a cheap fine food area near the river and the tree", "one"]
 
 
+@functools.cache
+def _migrated() -> Path:
+    """An empty database whose migrations have run: they take seconds, and every test needs its own."""
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    path = Path(folder.name) / "mlflow.db"
+    mlflow_registry.connect(f"sqlite:///{path}", artifact_root="file:///nowhere")
+    return path
+
+
 def database(root: Path) -> Registry:
     """MLflow directly on sqlite below `root`, as in a workspace."""
     state = root / ".prefixline"
+    if not (state / "mlflow.db").exists():
+        state.mkdir(parents=True)
+        shutil.copyfile(_migrated(), state / "mlflow.db")
     return mlflow_registry.connect(
         f"sqlite:///{state / 'mlflow.db'}", artifact_root=(state / "mlartifacts").as_uri()
     )
@@ -59,6 +76,8 @@ def server(root: Path, port: int, *extra: str) -> Iterator[str]:
     if not extra:
         command += ["--artifacts-destination", str(root / "artifacts")]
     root.mkdir(parents=True, exist_ok=True)
+    if not (root / "mlflow.db").exists():
+        shutil.copyfile(_migrated(), root / "mlflow.db")
     with (root / "server.log").open("ab") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=root, start_new_session=True)
     try:
