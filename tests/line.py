@@ -27,7 +27,7 @@ base_models:
     digest: {digest}
 defaults:
   prefix: {{length: 4}}
-  training: {{epochs: 8, batch_size: 16, learning_rate: 0.05, head_learning_rate: 0.02, threads: 1}}
+  training: {{epochs: 10, batch_size: 16, learning_rate: 0.1, head_learning_rate: 0.1, threads: 1}}
   gate:
     resamples: 500
     floors: {{accuracy: {floor}}}
@@ -94,7 +94,7 @@ class Line:
 
 def make_line(folder: Path, *, floor: float = 0.6, count: int = 400) -> Line:
     """A new workspace with a tiny encoder beside it and `count` rows, ready for `prefixline retrain words`."""
-    base = tiny.tiny_encoder(folder / "base")
+    base = tiny.tiny_encoder(folder / "base", scale=0.3)
     line = Line(folder / "workspace")
     done = subprocess.run([str(PREFIXLINE), "init", str(line.root)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -13,10 +13,13 @@ WORDS = (
 ).split()
 
 
-def tiny_encoder(folder: Path, *, layers: int = 2, positions: int = 64, seed: int = 0) -> Path:
+def tiny_encoder(
+    folder: Path, *, layers: int = 2, positions: int = 64, seed: int = 0, scale: float = 0.02
+) -> Path:
     """A BERT of `layers` × 32 with a WordPiece tokenizer over `WORDS`, saved to `folder`.
 
     Stands in for all-MiniLM: same architecture, a masked-language-model-free encoder with a pooler.
+    With the usual `scale` of random weights its first token hardly sees the others; with 0.3 a task can be learnt.
     """
     import torch
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -49,6 +52,7 @@ def tiny_encoder(folder: Path, *, layers: int = 2, positions: int = 64, seed: in
         intermediate_size=64,
         max_position_embeddings=positions,
         pad_token_id=0,
+        initializer_range=scale,
     )
     torch.manual_seed(seed)
     BertModel(config).save_pretrained(folder)
