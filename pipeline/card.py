@@ -35,6 +35,17 @@ CONFLICTS_SHOWN = 20
 SLICE_VALUES_SHOWN = 50
 TEXT_SHOWN = 280
 BINS = 40
+QUANTILES = {
+    "min": 0.0,
+    "p5": 0.05,
+    "p25": 0.25,
+    "median": 0.5,
+    "p75": 0.75,
+    "p95": 0.95,
+    "p99": 0.99,
+    "max": 1.0,
+}
+"""Names and shares; each is a length that occurs, not one between two."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +210,8 @@ def _slice(splits: Mapping[Split, Dataset], column: str) -> dict[str, Any]:
         for entry in pc.value_counts(rows.data.column(f"slice.{column}")).to_pylist():
             counts.setdefault(entry["values"], dict.fromkeys(SPLITS, 0))[split] = entry["counts"]
     ranked = sorted(counts.items(), key=lambda item: (-sum(item[1].values()), item[0]))
-    return {"values": len(ranked), "shown": dict(ranked[:SLICE_VALUES_SHOWN])}
+    shown = [{"value": value, **parts} for value, parts in ranked[:SLICE_VALUES_SHOWN]]
+    return {"distinct": len(ranked), "shown": shown}
 
 
 def _examples(rows: Dataset, labels: tuple[str, ...] | None) -> list[dict[str, Any]]:

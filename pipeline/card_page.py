@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.card import QUANTILES
 from pipeline.splits import SPLITS
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -19,7 +20,7 @@ PLOT = {"width": 600, "height": 190, "left": 52, "right": 8, "top": 22, "bottom"
 
 
 def render(card: Mapping[str, Any]) -> str:
-    """The page of a card made by `card.build_card`."""
+    """The page of a card made by `card.build_card`, also of one read back from card.json."""
     import jinja2
     from markupsafe import Markup
 
@@ -50,14 +51,18 @@ def _view(card: Mapping[str, Any]) -> dict[str, Any]:
         "title": _title(card["raw"]["files"]),
         "summary": _summary(card, total),
         "tiles": _tiles(card, total),
-        "classes": _classes(card["classes"]),
+        "classes": _classes(card["classes"], card["labels"]),
+        "references": sorted((int(size), count) for size, count in card["references"]["sources"].items())
+        if card["references"]
+        else [],
+        "quantiles": [*QUANTILES, "mean"],
         "folded": len(card["classes"] or ()) > CLASSES_UNFOLDED,
         "plots": _plots(card["tokens"]),
     }
 
 
 def _title(files: Mapping[str, Any]) -> str:
-    names = list(files)
+    names = sorted(files)
     return names[0] if len(names) == 1 else f"{len(names)} files, {names[0]} to {names[-1]}"
 
 
@@ -89,7 +94,7 @@ def _tiles(card: Mapping[str, Any], total: int) -> list[dict[str, str]]:
         {
             "name": "Duplicates left out",
             "figure": f"{duplicates['dropped']:,}",
-            "note": f"and {duplicates['near']:,} near ones kept, each in one split with its like",
+            "note": f"{duplicates['near']:,} near-duplicates kept, in the same split as their like",
         }
     )
     if card["conflicting_labels"] is not None:
@@ -98,7 +103,9 @@ def _tiles(card: Mapping[str, Any], total: int) -> list[dict[str, str]]:
             {
                 "name": "Texts with several labels",
                 "figure": f"{torn['texts']:,}",
-                "note": f"{torn['rows']:,} rows, kept as they are",
+                "note": f"{torn['rows']:,} rows, kept as they are"
+                if torn["texts"]
+                else "each text has one label",
             }
         )
     else:
@@ -122,19 +129,21 @@ def _tiles(card: Mapping[str, Any], total: int) -> list[dict[str, str]]:
     return tiles
 
 
-def _classes(classes: Mapping[str, Mapping[str, int]] | None) -> list[dict[str, Any]]:
-    if classes is None:
+def _classes(
+    classes: Mapping[str, Mapping[str, int]] | None, labels: Sequence[str] | None
+) -> list[dict[str, Any]]:
+    if classes is None or labels is None:
         return []
     totals = {label: sum(counts.values()) for label, counts in classes.items()}
     most = max(totals.values())
     return [
         {"label": label, "total": totals[label], "part": round(100 * totals[label] / most, 1), **counts}
-        for label, counts in classes.items()
+        for label, counts in ((label, classes[label]) for label in labels)
     ]
 
 
 def _plots(tokens: Mapping[str, Any]) -> list[dict[str, Any]]:
-    names = {"input": "Input", "target": "Targets, each with its end"}
+    names = {"input": "Input", "target": "Target"}
     return [
         {
             "name": name,

@@ -177,11 +177,11 @@ class _Writer:
             self.faults.add(where, f"column {preview(column)}: {problem}")
             good = False
         slices = []
-        for column, cell in zip(self._slices, rest, strict=True):
-            text, problem = column.text(cell, where)
+        for plain, cell in zip(self._slices, rest, strict=True):
+            text, problem = plain.text(cell, where)
             slices.append(text)
             if problem:
-                self.faults.add(where, f"slice column {preview(column.column)}: {problem}")
+                self.faults.add(where, f"slice column {preview(plain.column)}: {problem}")
                 good = False
         for text in self._texts(value, where):
             if good:
