@@ -8,6 +8,7 @@ with key/value heads of one size, and if it can be told the positions of its tok
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -150,7 +151,8 @@ def check_window(found: Anatomy, length: int, tokens: int) -> None:
 
 def _padding_offset(base: PreTrainedModel) -> int | None:
     embeddings: Any = getattr(base, "embeddings", None)
-    if hasattr(embeddings, "create_position_ids_from_input_ids"):
+    maker = "create_position_ids_from_input_ids"  # a method in RoBERTa, a function of the file in ESM
+    if hasattr(embeddings, maker) or hasattr(sys.modules[type(base).__module__], maker):
         return int(embeddings.padding_idx)
     return None
 

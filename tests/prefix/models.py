@@ -40,6 +40,12 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "Electra": {"embedding_size": 32},
     "Camembert": {"pad_token_id": 1},
 }
+BEYOND_PEFT: dict[str, dict[str, Any]] = {  # encoders in which PEFT's prefix tuning fails
+    "DistilBert": {"dim": 32, "n_heads": 4, "n_layers": 3, "hidden_dim": 48},
+    "ModernBert": {"local_attention": 8, "global_attn_every_n_layers": 2},
+    "NomicBert": {},
+    "Esm": {"pad_token_id": 1, "mask_token_id": 2},
+}
 REFUSED: dict[str, dict[str, Any]] = {
     "Bloom": {},
     "Falcon": {},
@@ -95,7 +101,7 @@ def decoder(family: str = "Llama", *, seed: int = 0, **more: Any) -> Any:
 
 def encoder(family: str = "Bert", *, seed: int = 0, labels: int = 5, **more: Any) -> Any:
     """A sequence classifier, frozen, in eval mode."""
-    config = config_of(family, {**ENCODERS[family], **WIDE}, num_labels=labels, **more)
+    config = config_of(family, {**(ENCODERS | BEYOND_PEFT)[family], **WIDE}, num_labels=labels, **more)
     return _frozen(getattr(transformers, f"{family}ForSequenceClassification"), config, seed)
 
 

@@ -11,11 +11,11 @@ import transformers
 from pipeline.errors import PrefixError
 from pipeline.prefix.architecture import anatomy
 from pipeline.prefix.tuning import PrefixShape
-from tests.prefix.models import DECODERS, ENCODERS, REFUSED, config_of, decoder, encoder
+from tests.prefix.models import BEYOND_PEFT, DECODERS, ENCODERS, REFUSED, config_of, decoder, encoder
 
 
 def test_the_tables_hold_the_architectures_they_are_meant_to() -> None:
-    assert (len(DECODERS), len(ENCODERS), len(REFUSED)) == (10, 5, 11)
+    assert (len(DECODERS), len(ENCODERS), len(BEYOND_PEFT), len(REFUSED)) == (10, 5, 4, 11)
 
 
 @pytest.mark.parametrize("family", REFUSED)

@@ -10,10 +10,20 @@ import pytest
 import torch
 
 from pipeline.errors import PrefixError
+from pipeline.prefix.architecture import anatomy
 from pipeline.prefix.attention import attach
 from pipeline.prefix.tuning import Prefix, PrefixShape, flatten
 from tests.prefix import loop
-from tests.prefix.models import DECODERS, ENCODERS, batch, decoder, encoder, in_peft, random_prefix
+from tests.prefix.models import (
+    BEYOND_PEFT,
+    DECODERS,
+    ENCODERS,
+    batch,
+    decoder,
+    encoder,
+    in_peft,
+    random_prefix,
+)
 
 TOLERANCE = 1e-5
 
@@ -98,6 +108,49 @@ def test_an_encoder_computes_what_peft_computes(family: str) -> None:
     with torch.no_grad():
         expected = in_peft(model, prefix, "SEQ_CLS")(**inputs).logits
     assert difference(logits(model, prefix, **inputs), expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("family", BEYOND_PEFT)
+def test_encoders_beyond_peft_see_the_prefix_in_every_layer_and_no_padding(family: str) -> None:
+    model = encoder(family)
+    prefix = random_prefix(model)
+    inputs = batch(pad=model.config.pad_token_id)
+    with attach(model, prefix):
+        together = model(**inputs).logits
+        (together * torch.linspace(-1, 1, 5)).sum().backward()
+    assert prefix.vectors.grad is not None
+    assert (
+        prefix.vectors.grad.abs().amax(dim=(2, 3, 4)).min() > 1e-4
+    )  # the keys and the values of every layer
+    for row, (tokens, mask) in enumerate(zip(*inputs.values(), strict=True)):
+        alone = logits(model, prefix, input_ids=tokens[mask == 1][None])[0]
+        assert float((together[row].detach() - alone).abs().max()) < TOLERANCE
+
+
+@pytest.mark.parametrize("family", [*ENCODERS, *BEYOND_PEFT])
+def test_tokens_stand_where_the_base_would_put_them_behind_as_many_tokens(family: str) -> None:
+    model = encoder(family)
+    seen: list[torch.Tensor] = []
+    base = anatomy(model).base
+    name = next(
+        n for n, m in base.named_modules() if n.split(".")[-1] in ("position_embeddings", "rotary_emb")
+    )
+
+    def look(module: Any, args: Any, kwargs: Any) -> None:
+        ids = [
+            value
+            for value in (*args, *kwargs.values())
+            if torch.is_tensor(value) and value.dtype == torch.long
+        ]
+        seen.extend(ids[:1])
+
+    base.get_submodule(name).register_forward_pre_hook(look, with_kwargs=True)
+    tokens = torch.full((1, 12), 7)
+    logits(model, random_prefix(model, 5), input_ids=tokens[:, 5:])
+    with torch.no_grad():
+        model(input_ids=tokens)
+    shifted, whole = seen[0], seen[-1]
+    assert torch.equal(shifted.flatten()[-7:], whole.flatten()[-7:])
 
 
 @pytest.mark.parametrize("family", ["Bert", "Roberta"])
