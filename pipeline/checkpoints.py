@@ -2,6 +2,7 @@
 
 A folder of checkpoints, one training's (its caller names it by run key):
 
+    lock                        held while a process trains here
     curves.jsonl                the curves so far; another process may follow it while it grows
     step-00000120/              the newest two
         content/state.json      counters
@@ -15,6 +16,7 @@ never seen; one that no longer fits its manifest is passed over for the one befo
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -138,6 +140,30 @@ def opened(path: Path) -> Path:
         raise IntegrityError([f"{path / 'manifest.json'}: {error}"]) from None
     digest.verify(path / "content", expected)
     return path / "content"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep every other process out of `folder` for the block's duration; a process that dies lets go.
+
+    What a process that was killed while writing left half-done is cleared away.
+
+    Raises:
+        TrainingError: another process is in it, or it is not writable.
+    """
+    with saving("checkpoints", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "lock").open("a")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TrainingError(
+                f"another process is training in {folder}; wait for it to end, or stop it, and run again"
+            ) from None
+        for half_done in folder.glob(".*"):
+            shutil.rmtree(half_done)
+        yield
 
 
 @contextmanager

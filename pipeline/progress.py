@@ -1,14 +1,19 @@
 """The bar that shows a training on stderr: steps done, loss, rate and time left.
 
-On a terminal it is redrawn in place; elsewhere (a log, a scheduled run) only what `say` says is written.
+On a terminal it is redrawn in place; elsewhere (a log, a scheduled run) a line is written every `EVERY` seconds,
+besides what `say` says.
 """
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+EVERY = 15.0
+"""Seconds between two lines where there is no terminal."""
 
 
 class TrainingProgress:
@@ -22,6 +27,8 @@ class TrainingProgress:
     def __init__(self, total: int, *, unit: str) -> None:
         self._console = Console(stderr=True)
         self._unit = unit
+        self._total = total
+        self._said = time.monotonic()
         self._bar = Progress(
             TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
             BarColumn(),
@@ -46,7 +53,10 @@ class TrainingProgress:
         """Show that `step` steps are done, the last one's loss (nats) and rate (units a second)."""
         figures = f"loss {loss:.4f}  {rate:,.0f} {self._unit}/s"
         self._bar.update(self._task, completed=step, figures=figures)
+        if not self._console.is_terminal and time.monotonic() - self._said >= EVERY:
+            self.say(f"step {step}/{self._total}  {figures}")
 
     def say(self, line: str) -> None:
         """Write a line above the bar."""
-        self._bar.console.print(line, highlight=False, markup=False)
+        self._said = time.monotonic()
+        self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -113,13 +113,13 @@ def train(
         model, prefix_params, training_params, task, prepared, checkpoint_folder, tokenizer, labels, base_name,
         base_digest, digest_before,
     )  # fmt: skip
-    with _threads(training_params.threads):
+    with _threads(training_params.threads), checkpoints.locked(checkpoint_folder):
         summary = job.finished() or job.run(on_curve)
-    with checkpoints.saving("the trained prefix", out):
-        content = checkpoints.opened(job.result)
-        with files.new_folder(out / ADAPTER) as fresh:
-            shutil.copytree(content / ADAPTER, fresh, dirs_exist_ok=True)
-        files.write_bytes(out / checkpoints.CURVES, (content / checkpoints.CURVES).read_bytes())
+        with checkpoints.saving("the trained prefix", out):
+            content = checkpoints.opened(job.result)
+            with files.new_folder(out / ADAPTER) as fresh:
+                shutil.copytree(content / ADAPTER, fresh, dirs_exist_ok=True)
+            files.write_bytes(out / checkpoints.CURVES, (content / checkpoints.CURVES).read_bytes())
     return summary
 
 
@@ -255,11 +255,11 @@ class _Job:
             TrainingError: there are none.
             PrefixError: one is too long to stand behind the prefix.
         """
-        saved = _saved(self.prepared, split)
-        if not len(saved):
+        if not any((self.prepared / split).glob("*.arrow")):
             raise TrainingError(
                 f"{self.prepared / split} has no rows; add data, or give data.splits.{split} a larger share"
             )
+        saved = _saved(self.prepared, split)
         pad = self.model.config.pad_token_id or 0
         kind = ClassificationRows if self.task == "classification" else GenerationRows
         rows: Rows = kind(saved, pad=pad)

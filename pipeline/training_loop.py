@@ -7,6 +7,7 @@ number of threads).
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -186,7 +187,7 @@ class Loop:
         saved = time.monotonic()
         counters, plan = self.counters, self.plan
         with (
-            (self._folder / checkpoints.CURVES).open("ab") as self._curves,
+            (self._folder / checkpoints.CURVES).open("ab", buffering=0) as self._curves,
             TrainingProgress(plan.total, unit=self._unit) as self._progress,
             Interruption() as self._interruption,
         ):
@@ -283,9 +284,10 @@ class Loop:
             "seconds": round(self.counters.seconds, 3),
             **figures,
         }
+        content = json.dumps(line).encode() + b"\n"
         with checkpoints.saving("the curve", self._folder):
-            self._curves.write(json.dumps(line).encode() + b"\n")
-            self._curves.flush()
+            if self._curves.write(content) != len(content):  # the last bytes that the disk had room for
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if self._on_curve is not None:
             self._on_curve(line)
 
@@ -328,7 +330,6 @@ class Loop:
 
     def _resume(self) -> None:
         with checkpoints.saving("the curve", self._folder):
-            self._folder.mkdir(parents=True, exist_ok=True)
             found = checkpoints.newest(self._folder)
             curves = self._folder / checkpoints.CURVES
             if found is None:
