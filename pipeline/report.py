@@ -81,8 +81,11 @@ class ReportData:
     evaluation: EvaluationParams = field(default_factory=EvaluationParams)
 
 
-def write_report(data: ReportData, path: Path) -> Path:
+def write_report(data: ReportData, path: Path, *, plots_folder: Path | None = None) -> Path:
     """Write the page to `path` (ending in .html) and its sidecar for the index beside it.
+
+    Args:
+        plots_folder: also do `write_plots` there; the intervals are then drawn only once.
 
     Returns:
         `path`.
@@ -90,9 +93,12 @@ def write_report(data: ReportData, path: Path) -> Path:
     Raises:
         DataError: rows, curves or samples are there but cannot be read.
     """
-    page = page_of(data, Analysis.of(data))
+    analysis = Analysis.of(data)
+    page = page_of(data, analysis)
     write_bytes(path, _render("report.html.j2", page).encode())
     write_json(path.with_name(path.stem + SIDECAR), {"page": path.name, **page["sidecar"]})
+    if plots_folder is not None:
+        _save_plots(analysis, plots_folder)
     return path
 
 
@@ -105,8 +111,12 @@ def write_plots(data: ReportData, folder: Path) -> list[Path]:
     Raises:
         DataError: rows or curves are there but cannot be read.
     """
+    return _save_plots(Analysis.of(data), folder)
+
+
+def _save_plots(analysis: Analysis, folder: Path) -> list[Path]:
     written = []
-    for name, figure in Analysis.of(data).figures(plots.LIGHT).items():
+    for name, figure in analysis.figures(plots.LIGHT).items():
         write_bytes(folder / f"{name}.png", plots.png(figure))
         written.append(folder / f"{name}.png")
     return sorted(written)

@@ -12,6 +12,8 @@ Table = dict[str, Any]
 _HASH = re.compile(r"[0-9a-f]{32}(\.dir)?|[0-9a-f]{40}|[0-9a-f]{64}")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _BELOW = " › "
+_QUANTILES = ("min", "median", "p95", "max")
+_CHANGES = ("kept", "added", "removed", "labels_added", "labels_removed")
 _SHOWN = 24
 """Items of a list that are shown before the rest is counted."""
 
@@ -67,6 +69,35 @@ def tables(values: Mapping[str, Any], caption: str, *, grouped: bool = False) ->
     return [table for table in found if table is not None]
 
 
+def card_tables(card: Mapping[str, Any]) -> list[Table]:
+    """The dataset card's main counts (`pipeline.card.build_card`); its own page has all of it."""
+    plain = {"Rows in the raw files": _at(card, "raw", "rows")}
+    plain |= {f"Rows for {split}": rows for split, rows in (_at(card, "rows") or {}).items()}
+    plain |= {
+        "Duplicates dropped": _at(card, "duplicates", "dropped"),
+        "Near duplicates kept": _at(card, "duplicates", "near"),
+        "Too long, dropped": _at(card, "too_long", "dropped"),
+        "Too long, truncated": _at(card, "too_long", "truncated"),
+        "Texts with conflicting labels": _at(card, "conflicting_labels", "texts"),
+        "References": _at(card, "references", "total"),
+    }
+    changes = {key: value for key, value in (_at(card, "changes") or {}).items() if key in _CHANGES}
+    grids = {
+        "Tokens of the input": _at(card, "tokens", "input", "quantiles"),
+        "Tokens of the target": _at(card, "tokens", "target", "quantiles"),
+        "Rows by class": _at(card, "classes"),
+    }
+    found = [
+        facts("Rows", {key: value for key, value in plain.items() if value is not None}, grouped=True),
+        facts("Since the version before", changes, grouped=True),
+    ]
+    for caption, grid in grids.items():
+        if grid:
+            shown = {key: {k: v for k, v in row.items() if k in _QUANTILES} for key, row in grid.items()}
+            found.append(_grid(caption, shown if caption.startswith("Tokens") else grid))
+    return [table for table in found if table is not None]
+
+
 def lineage_tables(record: Mapping[str, Any]) -> list[Table]:
     """The record in sections; what the page already shows elsewhere (parameters, metrics, verdict) is left out."""
     shown = {key: value for key, value in record.items() if key not in ("params", "metrics", "verdict")}
@@ -86,6 +117,14 @@ def words(key: str) -> str:
     if _NAME.fullmatch(str(key).split(_BELOW)[0]):
         first = first[:1].upper() + first[1:]
     return _BELOW.join([first, *rest])
+
+
+def _at(values: Mapping[str, Any], *path: str) -> Any:
+    """What lies at `path`, or None where the path ends early."""
+    found: Any = values
+    for key in path:
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found
 
 
 def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

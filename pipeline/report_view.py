@@ -12,15 +12,16 @@ from pipeline import plots, report_rows
 from pipeline.errors import DataError
 from pipeline.params import METRICS
 from pipeline.report_analysis import Analysis, metric_number, metric_title
-from pipeline.report_tables import facts, lineage_tables, tables
+from pipeline.report_tables import card_tables, facts, lineage_tables, tables
 
 if TYPE_CHECKING:
     from pipeline.report import ReportData
 
+_SAMPLES = 8
 _SUMMARIES = {
     "registered": "Version {version} was registered",
     "rejected": "Rejected by the gate: nothing was registered",
-    "unchanged": "Nothing has changed since version {version}: nothing was trained or registered",
+    "unchanged": "Nothing has changed since an earlier run: nothing was trained or registered",
     "failed": "The retraining failed: nothing was registered",
 }
 
@@ -98,7 +99,7 @@ def page_of(data: ReportData, analysis: Analysis) -> dict[str, Any]:
         "classes": classes,
         "base_classes": "base" in analysis.confusion,
         "samples": samples,
-        "samples_absent": "No sample generations were recorded.",
+        "samples_absent": "No samples were recorded.",
         "histogram_svg": svg("loss-per-row", "Test rows by loss per target token, one outline per system"),
         "slices": [
             {"column": row.column, "value": row.value, "rows": row.rows,
@@ -108,7 +109,7 @@ def page_of(data: ReportData, analysis: Analysis) -> dict[str, Any]:
         "slice_systems": [plots.SYSTEM_NAMES[name] for name in slice_systems],
         "slice_metric": metric_title(slice_metric),
         "slice_better": METRICS[slice_metric],
-        "card": tables(data.card or {}, "Dataset", grouped=True),
+        "card": card_tables(data.card or {}),
         "params": tables(params or {}, "General"),
         "lineage": lineage_tables({**(data.lineage or {}), **({"run_key": data.run_key} if data.run_key else {})}),
         "sidecar": {
@@ -303,12 +304,15 @@ def _training(data: ReportData) -> dict[str, Any] | None:
     }
     rows: dict[str, Any] = {"Optimiser steps": trained.get("steps"), "Kept step": trained.get("best_step")}
     rows["Best validation loss"] = trained.get("best_validation_loss")
+    accuracy = trained.get("best_validation_accuracy")
+    rows["Its accuracy"] = None if accuracy is None else metric_number("accuracy", accuracy)
     rows["Stopped because"] = stopped.get(str(trained.get("stopped")), trained.get("stopped"))
     rows["Trainable parameters"] = _thousands(trained.get("trainable_parameters"))
     rows["Base parameters, frozen"] = _thousands(trained.get("base_parameters"))
     rows["Trained share"] = _trainable_share(trained)
     if trained.get("seconds") is not None:
         rows["Time"] = duration(trained["seconds"])
+    rows["Started from the text"] = trained.get("initial_text")
     before, after = trained.get("base_digest_before"), trained.get("base_digest_after")
     if before is not None and after is not None:
         rows["Base after training"] = (
@@ -322,24 +326,35 @@ def _thousands(value: Any) -> str | None:
 
 
 def _samples(data: ReportData) -> list[dict[str, Any]]:
-    if data.task != "generation" or data.samples is None or not data.samples.exists():
+    """What samples.json holds, generated texts or single predictions, at most `_SAMPLES` of a kind."""
+    if data.samples is None or not data.samples.exists():
         return []
     try:
         found = json.loads(data.samples.read_bytes())
     except ValueError as error:
         raise DataError([f"{data.samples}: is not JSON ({error}); run the evaluation again"]) from error
+    if data.task == "generation":
+        return [
+            _sample(raw["source"], raw["references"], raw["hypotheses"], "(nothing)")
+            for raw in found[:_SAMPLES]
+        ]
     return [
-        {
-            "source": sample["source"],
-            "references": sample["references"],
-            "systems": [
-                {"key": system, "name": name, "text": sample["hypotheses"][system] or "(nothing)"}
-                for system, name in plots.SYSTEM_NAMES.items()
-                if system in sample["hypotheses"]
-            ],
-        }
-        for sample in found[:12]
+        {**_sample(raw["text"], [raw["label"]], raw["predictions"], report_rows.NO_CLASS), "right": raw["right"],
+         "confidence": metric_number("accuracy", raw["confidence"])}
+        for right in (False, True)
+        for raw in [raw for raw in found if raw["right"] is right][:_SAMPLES]
+    ]  # fmt: skip
+
+
+def _sample(
+    source: str, wanted: Sequence[str], made: Mapping[str, str | None], nothing: str
+) -> dict[str, Any]:
+    systems = [
+        {"key": system, "name": name, "text": made[system] or nothing}
+        for system, name in plots.SYSTEM_NAMES.items()
+        if system in made
     ]
+    return {"source": source, "references": wanted, "systems": systems, "right": None, "confidence": None}
 
 
 def _reason(raw: Mapping[str, Any]) -> str:

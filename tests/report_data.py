@@ -122,31 +122,57 @@ def curves(path: Path, steps: int = 320, start: float = 2.1, end: float = 0.6) -
     return path
 
 
-def samples(path: Path) -> Path:
-    found = [
+def samples(path: Path, labels: Sequence[str] | None) -> Path:
+    found: list[dict[str, Any]] = [
         {"row_id": sha(source), "source": source, "references": references,
          "hypotheses": {"prefix": ours, "base": base}}
         for source, references, ours, base in SOURCES
     ]  # fmt: skip
+    if labels is not None:
+        texts = (
+            "Compute the eigenvalues of a symmetric matrix.",
+            "Return the current event loop of this thread.",
+        )
+        found = [
+            {"row_id": sha(text), "text": text, "label": labels[1], "right": right, "confidence": 0.97,
+             "predictions": {"prefix": labels[int(right)], "base": labels[0], "champion": None}}
+            for text, right in zip(texts, (False, True), strict=True)
+        ]  # fmt: skip
     path.write_text(json.dumps(found))
     return path
 
 
 def card(labels: Sequence[str] | None, rows: int) -> dict[str, Any]:
-    made: dict[str, Any] = {
-        "rows": {"train": rows * 8, "validation": rows, "test": rows, "dropped": 0},
-        "duplicates": {"rows": 31, "conflicting": 0},
-        "tokens": {"shortest": 4, "median": 23, "longest": 181, "window": 256},
+    quantiles = {
+        "min": 4,
+        "p5": 8,
+        "p25": 15,
+        "median": 23,
+        "p75": 41,
+        "p95": 96,
+        "p99": 140,
+        "max": 181,
+        "mean": 31.2,
     }
+    histogram = {"edges": [0, 100, 200], "train": [9, 1], "validation": [9, 1], "test": [9, 1]}
+    lengths = {"quantiles": dict.fromkeys(("train", "validation", "test"), quantiles), "histogram": histogram}
+    made: dict[str, Any] = {
+        "raw": {"format": "jsonl", "rows": 10 * rows + 31, "files": {"a.jsonl": {"rows": 9, "sha256": sha("a")}}},
+        "rows": {"train": rows * 8, "validation": rows, "test": rows},
+        "duplicates": {"dropped": 31, "near": 4, "slice_disagreements": 0},
+        "tokens": {"window": 256, "prefix": 16, "limit": 240, "input": lengths},
+        "too_long": {"policy": "truncate", "dropped": 0, "truncated": 12},
+        "classes": None, "references": None, "conflicting_labels": None,
+        "changes": {"previous": {"row_ids": sha("ids"), "rows": 9 * rows}, "kept": 9 * rows, "added": rows,
+                    "removed": 0, "added_by_split": {"train": rows}, "labels_added": [], "labels_removed": []},
+    }  # fmt: skip
     if labels:
-        made["classes"] = {
-            name: {
-                "train": 8 * (rows // len(labels)),
-                "validation": rows // len(labels),
-                "test": rows // len(labels),
-            }
-            for name in labels
-        }
+        share = rows // len(labels)
+        made["classes"] = {name: {"train": 8 * share, "validation": share, "test": share} for name in labels}
+        made["conflicting_labels"] = {"texts": 3, "rows": 7, "examples": []}
+    else:
+        made["references"] = {"total": 21 * rows, "mean": 2.1, "max": 5, "sources": {"1": 3, "2": 9}}
+        made["tokens"]["target"] = lengths
     return made
 
 
@@ -181,7 +207,8 @@ def lineage(prefix: str) -> dict[str, Any]:
 TRAINED: dict[str, Any] = {
     "steps": 320, "best_step": 280, "best_validation_loss": 0.6931, "trainable_parameters": 76_808,
     "base_parameters": 22_713_216, "seconds": 133.4, "base_digest_before": sha("base"),
-    "base_digest_after": sha("base"), "stopped": "epochs",
+    "base_digest_after": sha("base"), "stopped": "epochs", "best_validation_accuracy": 0.741,
+    "initial_text": "This text is about asyncio, matplotlib or networkx.",
 }  # fmt: skip
 TIMINGS = {"snapshot": 1.9, "prepare": 4.2, "train": 133.4, "evaluate": 21.7, "gate": 0.6, "register": 2.8}
 
@@ -249,6 +276,6 @@ def _data(
         run_key=sha(prefix), verdict=verdict.to_json(), trained=TRAINED, card=card(labels, count),
         lineage=lineage(prefix), timings=TIMINGS, labels=labels, rows=rows,
         curves=curves(folder / "curves.jsonl"),
-        samples=samples(folder / "samples.json") if task == "generation" else None,
+        samples=samples(folder / "samples.json", labels),
         gate=gate, evaluation=evaluation,
     )  # fmt: skip

@@ -137,9 +137,24 @@ def test_a_generation_run_shows_samples_of_every_system_and_its_own_metrics(gene
     for source, references, ours, base in report_data.SOURCES:
         for expected in (source, *references, ours, base):
             assert expected in text
+    assert "The Mill serves cheap French food. This prefix" in text
     for metric in ("Loss", "Perplexity", "BLEU", "chrF", "ROUGE-L"):
         assert metric in text
     assert "Confusion" not in text
+
+
+def test_a_classification_run_shows_single_predictions_and_how_sure_they_were(eight_page: str) -> None:
+    text = _Reader(eight_page).text
+    assert "True class matplotlib This prefix asyncio (wrong, confidence 0.970) Frozen base asyncio" in text
+    assert "This prefix matplotlib (right, confidence 0.970)" in text
+    assert f"Champion {report_rows.NO_CLASS}" in text
+
+
+def test_the_main_counts_of_the_dataset_card_are_shown(eight_page: str) -> None:
+    text = _Reader(eight_page).text
+    for expected in ("Rows for train 2,400", "Duplicates dropped 31", "Texts with conflicting labels 3", "Added 300",
+                     "train 4 23 96 181", "asyncio 296 37 37"):  # fmt: skip
+        assert expected in text
 
 
 def test_lineage_shows_every_hash_of_the_record_with_a_button_to_copy_it(
@@ -278,7 +293,8 @@ def test_plots_are_png_files_that_repeat_byte_for_byte(
         "calibration", "confusion", "loss", "metric-accuracy", "metric-calibration-error", "metric-loss",
         "metric-macro-f1",
     ]  # fmt: skip
-    again = write_plots(eight, tmp_path / "b")
+    write_report(eight, tmp_path / "page.html", plots_folder=tmp_path / "b")
+    again = sorted((tmp_path / "b").iterdir())
     for file, other in zip(files, again, strict=True):
         assert file.read_bytes().startswith(b"\x89PNG")
         assert file.read_bytes() == other.read_bytes()
