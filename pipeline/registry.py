@@ -5,31 +5,27 @@ Works with `sqlite:///...` directly and with a server over REST. Rules that hold
 - MLflow's client repeats a POST whose reply was lost, so whatever is created is looked for before and after,
   found again by its key (run key, digest), and duplicates are reconciled.
 - Everything can be called again after an error and completes what is missing.
-- A call ends in bounded time: `BOUNDS` replaces the client's defaults of minutes.
+- A call ends in bounded time (see `connection.BOUNDS`).
 """
 
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import time
-import urllib.error
-import urllib.request
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pipeline.connection import Registry as Registry
+from pipeline.connection import connect as connect
 from pipeline.digest import canonical_json, digest
-from pipeline.errors import RegistryError, UnreachableError
+from pipeline.errors import RegistryError
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from mlflow.entities import Run
 
     from pipeline.base_model import ResolvedBase
@@ -40,17 +36,6 @@ RUN_KEY, PREFIX, OUTCOME = TAG + "run_key", TAG + "prefix", TAG + "outcome"
 VERSION, REASONS, ERROR = TAG + "version", TAG + "reasons", TAG + "error"
 ATTEMPT, DUPLICATE_OF, BASE_DIGEST = TAG + "attempt", TAG + "duplicate_of", TAG + "base_digest"
 """Tags: the keys under which runs, models and versions are found again."""
-
-BOUNDS: Mapping[str, str] = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
-    # It would run `uv export` on whatever lies in the current folder.
-    "MLFLOW_UV_AUTO_DETECT": "false",
-}
-"""Set by `connect` where the user has not set them: at most about 10 s for a server that is not there."""
 
 PARAM_LIMIT, TAG_LIMIT, BATCH = 6_000, 8_000, 100
 """MLflow's limits: characters of a param value and of a tag value, params in one request."""
@@ -69,92 +54,6 @@ class Known:
     run_id: str
     outcome: Literal["registered", "rejected", "incomplete"]
     version: str | None
-
-
-@dataclass(frozen=True)
-class Registry:
-    """A checked connection to MLflow. Made by `connect`; MLflow itself is imported when `client` is first used.
-
-    Attributes:
-        uri: tracking and registry address.
-        artifact_root: URI below which new experiments keep their files; None leaves that to the server.
-    """
-
-    uri: str
-    artifact_root: str | None = None
-
-    @cached_property
-    def client(self) -> MlflowClient:
-        """MLflow's client for `uri`, independent of its global settings."""
-        from mlflow import MlflowClient
-
-        return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
-
-    def activate(self) -> None:
-        """Make `uri` MLflow's global address, for `mlflow.pyfunc.load_model("models:/...")` in this process."""
-        import mlflow
-
-        mlflow.set_tracking_uri(self.uri)
-        mlflow.set_registry_uri(self.uri)
-
-    @contextmanager
-    def errors(self, doing: str) -> Iterator[None]:
-        """Turn what MLflow raises while `doing` something into RegistryError or UnreachableError."""
-        import requests
-        from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError
-
-        try:
-            yield
-        except MlflowException as error:
-            # http_request raises inside an `except`, so what happened on the wire is the context.
-            if isinstance(error.__context__, requests.RequestException) or error.error_code in _TRANSIENT:
-                raise _unreachable(self.uri, f"{doing}: {error}") from error
-            raise RegistryError(f"{doing}: MLflow at {self.uri} refused: {error}") from error
-        except SQLAlchemyError as error:  # a file that is no database, found before MLflow wraps anything
-            raise RegistryError(f"{doing}: MLflow cannot use {self.uri}: {error}") from error
-        except requests.RequestException as error:
-            raise _unreachable(self.uri, f"{doing}: {error}") from error
-        except OSError as error:
-            raise RegistryError(f"{doing}: {error}; nothing was registered, run it again") from error
-
-
-_TRANSIENT = {"TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"}
-
-
-def connect(uri: str, *, artifact_root: str | None = None, timeout: float = 5.0) -> Registry:
-    """A connection to MLflow at `uri`, checked quickly.
-
-    An sqlite database is created on first use.
-
-    Args:
-        uri: http://, https://, or sqlite:/// and an absolute path.
-        artifact_root: URI below which new experiments keep their files. Needed for sqlite, where MLflow would
-            otherwise use the current folder; None leaves it to a server.
-        timeout: seconds to wait for a server's health page.
-
-    Raises:
-        UnreachableError: no MLflow answers there.
-        RegistryError: the address or the database is not one MLflow can use.
-    """
-    for name, value in BOUNDS.items():
-        os.environ.setdefault(name, value)
-    if uri.startswith(("http://", "https://")):
-        _check_health(uri, timeout)
-        return Registry(uri.rstrip("/"), artifact_root)
-    if not uri.startswith("sqlite:////"):
-        raise RegistryError(f"MLflow address {uri!r}: expected http://, https:// or sqlite:////ABSOLUTE/FILE")
-    if artifact_root is None:
-        raise RegistryError(f"MLflow at {uri}: say where its artifacts are to lie (artifact_root)")
-    database = Path(uri.removeprefix("sqlite:///"))
-    registry = Registry(uri, artifact_root)
-    with registry.errors(f"opening MLflow's database {database}"):
-        new = not database.exists()
-        database.parent.mkdir(parents=True, exist_ok=True)
-    if new:
-        with registry.errors(f"creating MLflow's database {database}"):
-            registry.client.search_experiments(max_results=1)
-    return registry
 
 
 def find_run_key(registry: Registry, prefix: str, run_key: str) -> Known | None:
@@ -412,25 +311,3 @@ def _base(registry: Registry, experiment: str, base_digest: str) -> str | None:
     )
     ids = sorted((model.creation_timestamp, model.model_id) for model in found)
     return ids[0][1] if ids else None
-
-
-def _check_health(uri: str, timeout: float) -> None:
-    url = f"{uri.rstrip('/')}/health"
-    try:
-        with urllib.request.urlopen(url, timeout=timeout) as reply:  # noqa: S310 (http and https only, by connect)
-            text = reply.read(64).decode(errors="replace")
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        raise _unreachable(uri, str(error)) from error
-    if text.strip() != "OK":
-        raise _unreachable(uri, f"{url} answered {text!r}; expected 'OK'")
-
-
-def _unreachable(uri: str, what: str) -> UnreachableError:
-    if uri.startswith("sqlite:"):
-        return UnreachableError(
-            f"MLflow's database {uri} cannot be used now ({what}). If another process holds it, run this again."
-        )
-    return UnreachableError(
-        f"MLflow at {uri} does not answer ({what}). Start it with `prefixline up`, correct MLFLOW_TRACKING_URI, "
-        "or unset it to use the workspace's own database."
-    )
