@@ -280,3 +280,27 @@ def test_a_database_that_fails_under_way_counts_as_unreachable(registry: Registr
 def test_importing_the_registry_imports_no_mlflow() -> None:
     code = "import sys, pipeline.registry, pipeline.versions, pipeline.curves; assert 'mlflow' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_run_tells_when_it_began_and_how_the_last_one_ended(registry: Registry) -> None:
+    assert mlflow_registry.last_outcome(registry, "reviews") is None
+    run_id = start_run(registry, "reviews", KEY, params={})
+    began = mlflow_registry.started_at(registry, run_id)
+    assert began.endswith("+00:00")
+    assert mlflow_registry.last_outcome(registry, "reviews") is None
+    mlflow_registry.reject(registry, run_id, ["no"])
+    last = mlflow_registry.last_outcome(registry, "reviews")
+    assert last is not None
+    assert (last["outcome"], last["run"]) == ("rejected", run_id)
+    assert last["ended"] >= began
+    assert start_run(registry, "reviews", KEY, params={}) == run_id
+    assert mlflow_registry.started_at(registry, run_id) == began
+
+
+def test_a_json_artifact_is_read_back_and_a_missing_one_named(registry: Registry, tmp_path: Path) -> None:
+    run_id = start_run(registry, "reviews", KEY, params={})
+    (tmp_path / "outcome.json").write_text('{"é": 1}', encoding="utf-8")
+    mlflow_registry.log_files(registry, run_id, [tmp_path / "outcome.json"])
+    assert mlflow_registry.read_json(registry, run_id, "outcome.json") == {"é": 1}
+    with pytest.raises(RegistryError, match=r"reading other\.json"):
+        mlflow_registry.read_json(registry, run_id, "other.json")
