@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,19 @@ PLOT = {"width": 600, "height": 190, "left": 52, "right": 8, "top": 22, "bottom"
 
 def render(card: Mapping[str, Any]) -> str:
     """The page of a card made by `card.build_card`, also of one read back from card.json."""
-    import jinja2
     from markupsafe import Markup
+
+    script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    page = _environment().get_template("card.html.j2")
+    # The script is a file of this package, and holds nothing of the data's.
+    trusted = Markup(script)  # noqa: S704
+    return str(page.render(**_view(card), script=trusted, script_hash=f"sha256-{digest}"))
+
+
+@cache
+def _environment() -> Any:
+    import jinja2
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -33,12 +45,7 @@ def render(card: Mapping[str, Any]) -> str:
     )
     environment.filters["count"] = lambda number: f"{number:,}"
     environment.filters["share"] = lambda part, whole: f"{100 * part / whole:.1f} %" if whole else "–"
-    script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    page = environment.get_template("card.html.j2")
-    # The script is a file of this package, and holds nothing of the data's.
-    trusted = Markup(script)  # noqa: S704
-    return page.render(**_view(card), script=trusted, script_hash=f"sha256-{digest}")
+    return environment
 
 
 def _view(card: Mapping[str, Any]) -> dict[str, Any]:
