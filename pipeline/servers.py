@@ -96,6 +96,8 @@ def environment(workspace: Path) -> dict[str, str]:
         # 20 seconds by default, which the first start's migrations exceed on a busy machine.
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        # In memory by default: a server restarted during a run would never free that run's slot.
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
         "PREFECT_LOGGING_LEVEL": "INFO",
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",
@@ -157,7 +159,7 @@ def up(
         record = ServersRecord(ProcessId.of(os.getpid()), mlflow.record, prefect.record, ready=False)
         record.write(state)
         for server in (mlflow, prefect):
-            if not _wait_until_it_answers(server, (mlflow, prefect), stop, timeout, say):
+            if not _wait_until_itanswers(server, (mlflow, prefect), stop, timeout, say):
                 return
         record.now_ready().write(state)
         say("Both servers are up. Ctrl-C ends them.")
@@ -271,7 +273,7 @@ def _signal_group(group: int, number: signal.Signals) -> None:
         os.killpg(group, number)
 
 
-def _wait_until_it_answers(
+def _wait_until_itanswers(
     server: _Server,
     all_servers: Sequence[_Server],
     stop: threading.Event,
@@ -284,7 +286,7 @@ def _wait_until_it_answers(
     while not stop.wait(0.2):
         _raise_if_dead(all_servers)
         now = time.monotonic()
-        if _answers(specification.health):
+        if answers(specification.health):
             say(f"{specification.title} answers at {specification.url} (log: {specification.log})")
             return True
         if now - started > timeout:
@@ -311,7 +313,7 @@ def _raise_if_dead(servers: Sequence[_Server]) -> None:
             )
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
     """Whether `url` gives status 200. Never through a proxy: it is this machine."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
