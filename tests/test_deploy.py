@@ -67,7 +67,11 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def start_deploy(workspace: Path, log: Path) -> tuple[subprocess.Popen[bytes], list[str]]:
     """The process, and the lines it printed until it served."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "PREFECT_RUNNER_POLL_FREQUENCY": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        "PREFECT_RUNNER_POLL_FREQUENCY": "1",
+    }
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-c", DEPLOY, str(workspace)],
