@@ -116,6 +116,8 @@ def metric_figure(metric: MetricBars, theme: Theme = LIGHT) -> Figure:
             color=theme.ink,
             fontweight="bold" if bar.system == "prefix" else "normal",
         )
+    if theme is not PAGE:  # a page has a caption of its own
+        axes.set_title(metric.name, loc="left", color=theme.ink)
     axes.set_yticks(
         range(len(metric.bars)), [SYSTEM_NAMES.get(bar.system, bar.system) for bar in metric.bars]
     )

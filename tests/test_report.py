@@ -7,6 +7,7 @@ import html.parser
 import itertools
 import json
 import re
+import runpy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -464,3 +465,9 @@ def test_long_class_names_are_shortened_in_pictures_and_colours_follow_the_page(
     assert "var(--ink)" in svg
     assert not re.search(r"#0a0b0\d", svg)
     assert "<script" not in svg
+
+
+def test_the_picture_of_the_line_is_the_one_its_script_draws() -> None:
+    docs = Path(__file__).parents[1] / "docs"
+    drawn = runpy.run_path(str(docs / "draw_line.py"))["draw"]()
+    assert (docs / "line.svg").read_text() == drawn
