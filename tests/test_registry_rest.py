@@ -150,6 +150,31 @@ def test_replies_lost_after_the_server_acted_leave_one_run_and_one_version_that_
     ]
 
 
+def test_a_workspace_serves_alike_with_and_without_a_server(tmp_path: Path, adapter: Path) -> None:
+    direct = mlflow_world.database(tmp_path)
+    state = tmp_path / ".prefixline"
+    first = _register(direct, adapter, KEY)
+    with mlflow_world.server(
+        state, mlflow_world.free_port(), "--default-artifact-root", direct.artifact_root or ""
+    ) as uri:
+        served = mlflow_registry.connect(uri, artifact_root=direct.artifact_root)
+        assert versions.lookup(served, "reviews", "candidate").version == first
+        second = _register(served, adapter, "2" * 64)
+        other = _register(served, adapter, KEY, "others")
+    assert (second.version, second.stages, other.version) == ("2", ("candidate",), "1")
+    for name, version in (("reviews", second), ("others", other)):
+        assert versions.lookup(direct, name, "candidate").version == version
+        assert (state / "mlartifacts" / name / "models").is_dir()
+
+
+def _register(
+    registry: Registry, adapter: Path, key: str, name: str = "reviews"
+) -> versions.RegisteredVersion:
+    run_id = start_run(registry, name, key, params={})
+    record = mlflow_world.record(adapter, run_id, key, prefix=name)
+    return versions.register(registry, run_id=run_id, record=record, adapter=adapter, example=EXAMPLE)
+
+
 def test_an_outage_during_training_is_caught_up_with_when_the_server_is_back(tmp_path: Path) -> None:
     port = mlflow_world.free_port()
     path = tmp_path / "curves.jsonl"
