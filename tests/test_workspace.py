@@ -175,6 +175,7 @@ def test_uncommitted_changes_are_refused_and_named(workspace: Workspace) -> None
         "stage.py: changed, not committed",
         "pipeline/new.py: not under version control",
     ]
+    (workspace.root / "pipeline" / "new.py").unlink()
     git.run(workspace.root, "add", "params.yaml")  # staging alone is not committing
     with pytest.raises(WorkspaceError, match=r"params.yaml: changed, not committed"):
         open_workspace(workspace.root)

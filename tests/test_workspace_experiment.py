@@ -198,7 +198,7 @@ def test_a_forged_record_or_lock_is_refused(ran: tuple[Workspace, Experiment], t
     git.commit(workspace.root, ["artifacts/alpha/trained.json"], "forged")
     with pytest.raises(IntegrityError, match=r"trained.json in commit HEAD: MD5 is .* by dvc.lock"):
         fetch_outputs(workspace, "HEAD", "alpha", "train", tmp_path / "out")
-    with pytest.raises(WorkspaceError, match="has no stage train@beta|is not in commit"):
+    with pytest.raises(WorkspaceError, match=r"has no stage train@beta|is not in commit"):
         fetch_outputs(workspace, done.commit, "beta", "train", tmp_path / "out")
 
 
