@@ -31,8 +31,7 @@ def write(root: Path, data: ReportData) -> Page:
     assert data.run_key is not None
     html = page_path(root, data.prefix, data.run_key)
     plots = html.with_suffix("") / "plots"
-    report.write_report(data, html)
-    report.write_plots(data, plots)
+    report.write_report(data, html, plots_folder=plots)
     report.write_index(root / REPORTS)
     return Page(html, plots)
 

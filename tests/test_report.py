@@ -463,6 +463,7 @@ def test_long_class_names_are_shortened_in_pictures_and_colours_follow_the_page(
         plots.confusion_figure(np.eye(3, 4, dtype=np.int64), HOSTILE[:3], plots.PAGE), "c", "t"
     )
     assert "var(--ink)" in svg
+    assert "$\\frac{1}{0}$" in svg  # text, not a formula
     assert not re.search(r"#0a0b0\d", svg)
     assert "<script" not in svg
 
