@@ -165,9 +165,7 @@ def test_a_version_that_is_nowhere_any_more_is_said_to_be(workspace: Workspace, 
         fetch_dataset(workspace, version.git_commit, ROWS.path, version.manifest, tmp_path / "f")
 
 
-@pytest.mark.parametrize(
-    "name", ["../../escaped", "/tmp/prefixline-escaped", "..\\escaped", "a/../../b", "", "."]
-)
+@pytest.mark.parametrize("name", ["../../escaped", "{outside}/escaped", "..\\escaped", "a/../../b", "", "."])
 def test_a_listing_that_names_files_outside_the_folder_writes_nothing(
     workspace: Workspace, tmp_path: Path, name: str
 ) -> None:
@@ -175,7 +173,7 @@ def test_a_listing_that_names_files_outside_the_folder_writes_nothing(
 
     version = snapshot(workspace, "beta", FOLDER)
     entries = json.loads(cached(workspace, version.md5).read_text())
-    entries[0]["relpath"] = name
+    entries[0]["relpath"] = name.format(outside=tmp_path)
     listing = json.dumps(entries).encode()
     forged = md5(listing).hexdigest() + ".dir"
     cached(workspace, forged).parent.mkdir(exist_ok=True)
@@ -187,7 +185,6 @@ def test_a_listing_that_names_files_outside_the_folder_writes_nothing(
         fetch_dataset(workspace, "HEAD", FOLDER.path, version.manifest, tmp_path / "x" / "y" / "z")
     assert not [path for path in (tmp_path / "x").rglob("*") if path.is_file()]
     assert not list(tmp_path.rglob("escaped"))
-    assert not Path("/tmp/prefixline-escaped").exists()
 
 
 def test_a_listing_that_is_not_what_its_hash_says_is_refused(workspace: Workspace, tmp_path: Path) -> None:
