@@ -224,7 +224,7 @@ def test_the_newest_version_is_the_candidate(registry: Registry, adapter: Path) 
     assert candidate(registry) == "2"
 
 
-def test_an_old_registration_completed_late_takes_the_alias_from_no_newer_one(
+def test_an_old_registration_completed_late_takes_no_alias_beside_a_newer_one(
     registry: Registry, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -232,8 +232,14 @@ def test_an_old_registration_completed_late_takes_the_alias_from_no_newer_one(
         with pytest.raises(KeyboardInterrupt):
             register(registry, adapter)
     register(registry, adapter, "2" * 64)
-    assert versions.complete(registry, "reviews", KEY).stages == ()
     assert candidate(registry) == "2"
+    registry.client.delete_registered_model_alias("reviews", "candidate")  # the newer one was promoted
+    registry.client.set_registered_model_alias("reviews", "production", "2")
+    assert versions.complete(registry, "reviews", KEY).stages == ()
+    assert [version.stages for version in versions.list_versions(registry, "reviews")] == [
+        (),
+        ("production",),
+    ]
 
 
 def test_a_newer_version_that_appears_while_the_alias_is_written_keeps_it(
