@@ -26,20 +26,20 @@ from pathlib import Path
 MASK = "LIBRARY"
 LIBRARIES: Mapping[str, tuple[str, ...]] = {
     # import name: other names and usual abbreviations by which its own documentation calls it
+    "asyncssh": (),
     "dulwich": (),
     "matplotlib": ("mpl", "pyplot", "pylab", "plt"),
-    "mlflow": (),
     "networkx": ("nx",),
     "nltk": ("natural language toolkit",),
     "pandas": ("pd",),
     "prefect": (),
-    "scipy": (),
     "sqlalchemy": ("sa",),
-    "sympy": (),
 }
 WORDS = (5, 60)
 LETTERS = 0.75
-_SKIPPED = re.compile(r"(^|_)(tests?|testing|vendor(ed)?|externals?|conftest|examples?|benchmarks?)$")
+_SKIPPED = re.compile(
+    r"^_*(tests?|testing|vendor(ed)?|externals?|conftest|examples?|benchmarks?)(_|$)|_tests?$"
+)
 
 
 class HarvestError(Exception):
@@ -79,7 +79,9 @@ def sources(library: str) -> list[Path]:
     """
     spec = importlib.util.find_spec(library)  # of a top-level package: finds it, does not import it
     if spec is None or not spec.submodule_search_locations:
-        raise HarvestError(f"{library} is not installed in {sys.prefix}; install the project with its [demo] extra")
+        raise HarvestError(
+            f"{library} is not installed in {sys.prefix}; install the project with its [demo] extra"
+        )
     root = Path(next(iter(spec.submodule_search_locations)))
     paths = (path.relative_to(root) for path in root.rglob("*.py"))
     wanted = (path for path in paths if not any(_SKIPPED.search(Path(part).stem) for part in path.parts))
@@ -95,14 +97,14 @@ def docstrings(source: str) -> Iterator[tuple[str, str]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # invalid escapes in other people's strings
         tree = ast.parse(source)
-    waiting: list[tuple[ast.AST, str]] = [(tree, "module")]
+    waiting: list[tuple[ast.AST, str, bool]] = [(tree, "module", False)]
     while waiting:
-        node, kind = waiting.pop()
-        if isinstance(node, _DOCUMENTED) and (text := ast.get_docstring(node)):
-            yield kind, text
-        in_class = isinstance(node, ast.ClassDef)
-        for child in _statements(node):
-            waiting.append((child, _kind(child, in_class=in_class)))
+        node, kind, in_class = waiting.pop()
+        if isinstance(node, _DOCUMENTED):
+            in_class = isinstance(node, ast.ClassDef)  # an `if` inside a class is still in it
+            if text := ast.get_docstring(node):
+                yield kind, text
+        waiting += [(child, _kind(child, in_class=in_class), in_class) for child in _statements(node)]
 
 
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -186,7 +188,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Harvest docstrings of installed libraries as JSONL.")
     parser.add_argument("--out", type=Path, required=True, help="the JSONL file to write")
     parser.add_argument("--rows", type=int, default=500, help="rows per library (default: 500)")
-    parser.add_argument("--more", type=int, default=0, help="this many more: the rest of the file stays the same")
+    parser.add_argument(
+        "--more", type=int, default=0, help="this many more: the rest of the file stays the same"
+    )
     options = parser.parse_args(arguments)
     try:
         harvests = {library: harvest(library, others) for library, others in LIBRARIES.items()}
