@@ -665,16 +665,27 @@ def test_a_damaged_result_is_trained_again(classification: Bench, caplog: pytest
 # -- refusals ------------------------------------------------------------------------------------------------
 
 
-def test_a_loss_that_is_not_finite_stops_with_step_rate_and_advice(bench: Bench) -> None:
-    with pytest.raises(
-        NonFiniteLossError, match=r"step \d+ of 10: the .*learning rate 1e\+37.*Lower training"
-    ):
+def test_a_loss_or_gradient_that_is_not_finite_stops_with_step_rate_and_advice(bench: Bench) -> None:
+    what = (
+        r"step 2 of 10: the loss is \S+ and the gradient's norm nan, at learning rate 1e\+37.*Lower training"
+    )
+    with pytest.raises(NonFiniteLossError, match=what):
         bench.train(learning_rate=1e37, head_learning_rate=1e37, warmup=0.0, schedule="constant")
     from safetensors.torch import load_file
 
     kept = list(bench.checkpoints.glob("step-*/content/state.safetensors"))
-    assert all(torch.isfinite(tensor).all() for path in kept for tensor in load_file(path).values())
+    assert len(kept) == 1
+    assert all(torch.isfinite(tensor).all() for tensor in load_file(kept[0]).values())
     assert not (bench.root / "out").exists()
+
+
+def test_a_validation_loss_that_is_not_finite_stops_and_keeps_nothing(classification: Bench) -> None:
+    with pytest.raises(NonFiniteLossError, match="step 1 of 1: the validation loss is nan, at learning rate"):
+        classification.train(
+            learning_rate=1e37, head_learning_rate=1e37, warmup=0.0, schedule="constant", max_steps=1
+        )
+    assert not list(classification.checkpoints.glob("step-*"))
+    assert not (classification.root / "out").exists()
 
 
 def test_numbers_that_are_not_finite_are_never_kept_in_a_checkpoint(classification: Bench) -> None:
