@@ -133,7 +133,8 @@ def _mask(*, config: Any, **kwargs: Any) -> torch.Tensor | None:
     """The registered mask function: the wrapped implementation's mask with P columns in front that all see."""
     wrapped, length = getattr(config, _MASK)
     if length and kwargs["q_length"] > 1:
-        kwargs["allow_is_causal_skip"] = False  # the shortcut knows no prefix
+        # the shortcut knows no prefix, nor the empty places of a cache behind one
+        kwargs["allow_is_causal_skip"] = False
     mask = (sdpa_mask if wrapped == "sdpa" else eager_mask)(config=config, **kwargs)
     return None if mask is None else _widen(mask, length)
 

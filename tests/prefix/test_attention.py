@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import StaticCache
 
 from pipeline.errors import PrefixError
 from pipeline.prefix.architecture import anatomy
@@ -362,15 +363,15 @@ def test_a_prefix_of_another_shape_is_refused() -> None:
         attach(model, Prefix(PrefixShape(2, 2, 8), 5))
 
 
-def test_keys_of_another_size_than_the_config_says_are_refused() -> None:
+@pytest.mark.parametrize(("heads", "size"), [(4, 12), (2, 8)])
+def test_keys_of_another_size_than_the_config_says_are_refused(heads: int, size: int) -> None:
     model = decoder("GPTNeoX")
     prefix = random_prefix(model)
     odd = model.gpt_neox.layers[1].attention
-    odd.head_size, odd.query_key_value, odd.dense = 12, torch.nn.Linear(32, 144), torch.nn.Linear(48, 32)
-    with (
-        attach(model, prefix),
-        pytest.raises(PrefixError, match=r"layer 1: got keys of 4 × 12.*expected 4 × 8"),
-    ):
+    odd.head_size = size
+    odd.query_key_value, odd.dense = torch.nn.Linear(32, heads * 3 * size), torch.nn.Linear(heads * size, 32)
+    sentence = rf"layer 1: got keys of {heads} × {size}.*expected 4 × 8"
+    with attach(model, prefix), pytest.raises(PrefixError, match=sentence):
         model(**batch())
 
 
@@ -427,6 +428,15 @@ def test_a_cache_is_continued_behind_the_prefix_and_not_made_unasked() -> None:
         rest = model(input_ids=tokens[:, 6:], past_key_values=start.past_key_values)
     assert start.past_key_values.layers[0].keys.shape[2] == 9  # tokens only; the prefix is not in it
     assert difference(rest.logits, whole[:, 6:]) < TOLERANCE
+
+
+def test_a_cache_made_longer_than_the_tokens_shows_none_of_its_empty_places() -> None:
+    model = decoder()
+    prefix = random_prefix(model)
+    tokens = batch()["input_ids"]
+    cache = StaticCache(config=model.config, max_cache_len=30)
+    ours = logits(model, prefix, input_ids=tokens, past_key_values=cache)
+    assert difference(ours, logits(model, prefix, input_ids=tokens)) < TOLERANCE
 
 
 def test_the_prefix_takes_the_models_dtype() -> None:
