@@ -1,7 +1,7 @@
 """Raw rows → checked rows in one Arrow file on disk, and 16-byte digests of them in memory.
 
-What stays in memory is about 80 bytes a row, whatever the texts' lengths; the texts lie in a memory-mapped
-file in a temporary folder.
+What stays in memory is about 80 bytes a row, and as much again while duplicates are looked for, whatever the
+texts' lengths; the texts lie in a memory-mapped file in a temporary folder.
 """
 
 from __future__ import annotations
