@@ -104,13 +104,15 @@ def test_a_resumed_training_that_rewrites_its_file_adds_no_duplicates(
 ) -> None:
     path = tmp_path / "curves.jsonl"
     append(path, points(1, 8))
-    with LiveCurves(registry, run_id, path, every=0.05):
+    with LiveCurves(registry, run_id, path, every=0.05) as live:
         until(lambda: len(steps(registry, run_id, "train/loss")) == 8)
         path.unlink()
-        append(path, points(1, 4))
-        time.sleep(0.2)
-        append(path, points(5, 12))
+        slower = [{**point, "seconds": 100 + point["step"] / 7} for point in points(1, 12)]
+        append(path, slower[:3])
+        time.sleep(0.3)
+        append(path, slower[3:])
     assert steps(registry, run_id, "train/loss") == list(range(1, 13))
+    assert live.trouble is None
 
 
 def test_what_mlflow_refuses_does_not_end_the_block(registry: Registry, run_id: str, tmp_path: Path) -> None:
