@@ -47,7 +47,9 @@ prefixes:
 
 def main() -> None:
     """Run everything and print one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, help="JSONL with text and label; default: harvested docstrings")
     parser.add_argument("--runs", type=int, default=5, help="repetitions of each figure")
     arguments = parser.parse_args()
@@ -55,7 +57,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         workspace = Path(scratch) / "workspace"
         make_workspace(workspace, arguments.data)
-        result: dict[str, Any] = {"help": spread([timed("prefixline", "--help")[0] for _ in range(arguments.runs)])}
+        result: dict[str, Any] = {
+            "help": spread([timed("prefixline", "--help")[0] for _ in range(arguments.runs)])
+        }
         result["first"] = retrain(workspace, steps=1)
         result["cold"] = measure(workspace, arguments.runs, first_step=2)
         with servers(workspace):
@@ -104,7 +108,11 @@ def retrain(workspace: Path, *, steps: int) -> dict[str, float]:
     outcome = json.loads(output)
     assert outcome["outcome"] == "registered", f"{steps} steps: {outcome['outcome']}"
     computed = sum(outcome["seconds"][stage] for stage in ("prepare", "train", "evaluate"))
-    return {"whole": round(seconds, 2), "computed": round(computed, 2), "overhead": round(seconds - computed, 2)}
+    return {
+        "whole": round(seconds, 2),
+        "computed": round(computed, 2),
+        "overhead": round(seconds - computed, 2),
+    }
 
 
 @contextmanager

@@ -72,7 +72,9 @@ def retrain() -> dict[str, Any]:
 
     A rejection by the gate is an honest result of the demo too, and does not end it.
     """
-    done = subprocess.run(["prefixline", "retrain", NAME, "--json"], check=False, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        ["prefixline", "retrain", NAME, "--json"], check=False, stdout=subprocess.PIPE, text=True
+    )
     expect(done.returncode in (0, 3), f"prefixline retrain ended with exit code {done.returncode}")
     outcome: dict[str, Any] = json.loads(done.stdout)
     show(outcome)

@@ -32,7 +32,9 @@ class _Commands(click.Group):
             click.echo(f"error: {error}", err=True)
             ctx.exit(EXIT_ERROR)
         except KeyboardInterrupt:
-            click.echo("stopped; nothing is lost: the same command goes on from the last checkpoint", err=True)
+            click.echo(
+                "stopped; nothing is lost: the same command goes on from the last checkpoint", err=True
+            )
             ctx.exit(EXIT_INTERRUPTED)
 
 
@@ -81,7 +83,9 @@ def init(folder: Path, json_output: bool) -> None:
 
 @main.command()
 @click.option("--mlflow-port", type=click.IntRange(0, 65535), default=5000, show_default=True, help="0: any.")
-@click.option("--prefect-port", type=click.IntRange(0, 65535), default=4200, show_default=True, help="0: any.")
+@click.option(
+    "--prefect-port", type=click.IntRange(0, 65535), default=4200, show_default=True, help="0: any."
+)
 @click.pass_obj
 def up(workspace: Path, mlflow_port: int, prefect_port: int) -> None:
     """Start the workspace's MLflow and Prefect servers on loopback, until Ctrl-C."""
@@ -89,7 +93,10 @@ def up(workspace: Path, mlflow_port: int, prefect_port: int) -> None:
     from pipeline.workspace import find_workspace
 
     servers.up(
-        find_workspace(workspace).root, mlflow_port=mlflow_port, prefect_port=prefect_port, say=lambda s: click.echo(s, err=True)
+        find_workspace(workspace).root,
+        mlflow_port=mlflow_port,
+        prefect_port=prefect_port,
+        say=lambda s: click.echo(s, err=True),
     )
 
 

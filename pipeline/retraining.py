@@ -164,7 +164,9 @@ def unchanged(plan: Plan) -> Outcome:
         RegistryError: the earlier run has lost its record.
     """
     assert plan.known is not None
-    earlier: Outcome = Outcome(**registry.read_json(_connect(plan.workspace), plan.known.run_id, OUTCOME_FILE))
+    earlier: Outcome = Outcome(
+        **registry.read_json(_connect(plan.workspace), plan.known.run_id, OUTCOME_FILE)
+    )
     page = pages.page_path(plan.workspace.root, plan.name, plan.run_key)
     return replace(
         earlier,

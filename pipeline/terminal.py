@@ -43,7 +43,16 @@ def show_overview(state: Mapping[str, Any]) -> None:
     """One table of prefixes, and where the servers are."""
     console = _console()
     grid = Table(title=f"Workspace {state['workspace']}", title_justify="left", title_style="bold")
-    for column in ("prefix", "task", "base model", "dataset", "version", "stages", "last retraining", "schedule"):
+    for column in (
+        "prefix",
+        "task",
+        "base model",
+        "dataset",
+        "version",
+        "stages",
+        "last retraining",
+        "schedule",
+    ):
         grid.add_column(column)
     for prefix in state["prefixes"]:
         newest = prefix["versions"][-1] if prefix["versions"] else None

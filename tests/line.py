@@ -96,7 +96,9 @@ def make_line(folder: Path, *, floor: float = 0.6, count: int = 400) -> Line:
     """A new workspace with a tiny encoder beside it and `count` rows, ready for `prefixline retrain words`."""
     base = tiny.tiny_encoder(folder / "base", scale=0.3)
     line = Line(folder / "workspace")
-    done = subprocess.run([str(PREFIXLINE), "init", str(line.root)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(PREFIXLINE), "init", str(line.root)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     identity = digest(base_files.identity_files(base))
     (line.root / "params.yaml").write_text(PARAMS.format(base=base, digest=identity, floor=floor))

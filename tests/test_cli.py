@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
-import pytest
 
 from pipeline.cli import main
 from pipeline.environment import quiet_environment
