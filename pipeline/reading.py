@@ -204,9 +204,8 @@ def _read_parquet(
                 return
             wanted = list(dict.fromkeys(columns))
             for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=wanted):
-                batch.validate(
-                    full=True
-                )  # a text that is not UTF-8 is found here, not in the middle of training
+                # A text that is not UTF-8 is found here, not in the middle of training.
+                batch.validate(full=True)
                 values = [batch.column(column).to_pylist() for column in columns]
                 for row in zip(*values, strict=True):
                     yield number, row

@@ -60,9 +60,8 @@ def classified(tmp_path_factory, encoder_folder):
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory, decoder_folder):
     folder = tmp_path_factory.mktemp("generated")
-    rows = [
-        {"source": f"the cat {n}", "target": ["red", "blue tree", "dog"][: 1 + n % 3]} for n in range(ROWS)
-    ]
+    targets = [" ".join(["red"] * length) for length in range(1, 12)]
+    rows = [{"source": f"the cat {n}", "target": targets[: (1, 2, 11)[n % 3]]} for n in range(ROWS)]
     prepare(
         write(folder / "rows.jsonl", rows),
         DataParams(path="rows.jsonl", max_tokens=30),
@@ -124,10 +123,10 @@ def test_lengths_are_those_of_the_token_ids(kind, request):
 def test_references_are_counted_per_source(generated):
     card = card_of(generated)
     assert card["references"] == {
-        "total": 2 * ROWS,
-        "mean": 2.0,
-        "max": 3,
-        "sources": {"1": ROWS // 3, "2": ROWS // 3, "3": ROWS // 3},
+        "total": 14 * ROWS // 3,
+        "mean": 4.667,
+        "max": 11,
+        "sources": {"1": ROWS // 3, "2": ROWS // 3, "11": ROWS // 3},
     }
     assert card["labels"] is card["classes"] is card["conflicting_labels"] is None
 
