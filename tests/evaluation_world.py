@@ -91,7 +91,7 @@ def _head(model: Any, prefix: Prefix, generator: torch.Generator) -> dict[str, t
     """Random directions, centred and stretched so that texts fall on all sides of them."""
     head = base_model.head_parameters(model)
     install_head(model, {name: torch.randn(p.shape, generator=generator) for name, p in head.items()})
-    input_ids = torch.randint(5, 40, (200, 9), generator=generator)
+    input_ids = torch.randint(5, 40, (200, 7), generator=generator)
     input_ids[:, 0], input_ids[:, -1] = 2, 3  # [CLS] and [SEP]
     with torch.no_grad(), attach(model, prefix):
         logits = model(input_ids=input_ids).logits

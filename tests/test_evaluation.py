@@ -230,22 +230,33 @@ def test_a_tampered_champion_is_refused_and_nothing_is_written(texts: World, tmp
 
 
 def test_a_champion_on_another_base_needs_that_base(texts: World, tmp_path: Path) -> None:
-    other = evaluation_world.resolved(tiny.tiny_encoder(tmp_path / "other", seed=1), "other")
-    folder = evaluation_world.adapter(tmp_path / "old", other, "classification", labels=LABELS)
+    folder = tiny.tiny_encoder(tmp_path / "other", positions=12, seed=1)
+    vocabulary = json.loads((folder / "tokenizer.json").read_text())
+    words = vocabulary["model"]["vocab"]
+    words["cat"], words["dog"] = words["dog"], words["cat"]
+    (folder / "tokenizer.json").write_text(json.dumps(vocabulary))
+    other = evaluation_world.resolved(folder, "other")
+    old = evaluation_world.adapter(tmp_path / "old", other, "classification", labels=LABELS)
     with pytest.raises(AdapterError, match=r"version 7, in production, was trained on the base model"):
-        texts.evaluate(tmp_path / "out", champion=texts.champion(folder))
-    summary = texts.evaluate(tmp_path / "out", champion=texts.champion(folder, base=other))
-    model = base_model.load(other, "classification", labels=LABELS)
-    prefix, head = load_adapter(folder, model)
+        texts.evaluate(tmp_path / "out", champion=texts.champion(old))
+    texts.evaluate(tmp_path / "out", champion=texts.champion(old, base=other))
+    model, tokenizer = base_model.load(other, "classification", labels=LABELS), base_model.tokenizer(other)
+    prefix, head = load_adapter(old, model)
     install_head(model, head)
     lines = _lines(tmp_path / "out", "champion")
-    assert len(lines) == summary.rows["champion"] > 20
+    rows = load_prepared(texts.prepared, "test")
+    room = 12 - evaluation_world.LENGTH
+    assert len(lines) == len(rows)
+    cut = 0
     with torch.no_grad(), attach(model, prefix):
-        for row in load_prepared(texts.prepared, "test").select(range(10)):
-            log_p = model(input_ids=torch.tensor([row["input_ids"]])).logits[0].log_softmax(-1)
-            assert lines[row["row_id"]]["loss"] == pytest.approx(
-                -float(log_p[row["label"]]), rel=1e-3, abs=1e-4
-            )
+        for row in rows:
+            tokens = tokenizer(row["text"]).input_ids
+            cut += len(tokens) > room
+            tokens = tokens if len(tokens) <= room else [*tokens[: room - 1], tokens[-1]]
+            log_p = model(input_ids=torch.tensor([tokens])).logits[0].log_softmax(-1)
+            expected = -float(log_p[row["label"]])
+            assert lines[row["row_id"]]["loss"] == pytest.approx(expected, rel=1e-3, abs=1e-4)
+    assert 0 < cut < len(rows)
 
 
 def test_an_adapter_with_other_labels_than_the_data_is_refused(texts: World, tmp_path: Path) -> None:
@@ -356,19 +367,36 @@ def test_only_so_many_rows_are_generated_for_and_the_same_for_all_systems(
 
 
 def test_a_champion_with_another_tokenizer_counts_per_token_of_ours(stories: World, tmp_path: Path) -> None:
-    folder = tiny.tiny_decoder(tmp_path / "other", seed=2)
-    # Without "the" and "red" these words become unknown tokens, and the tokenizer another one.
+    folder = tiny.tiny_decoder(tmp_path / "other", positions=64, seed=2)
     content = json.loads((folder / "tokenizer.json").read_text())
-    content["model"]["vocab"]["thee"] = content["model"]["vocab"].pop("the")
+    every_character = {"type": "Split", "pattern": {"Regex": "."}, "behavior": "Isolated", "invert": False}
+    content["pre_tokenizer"] = every_character
     (folder / "tokenizer.json").write_text(json.dumps(content))
     other = evaluation_world.resolved(folder, "other")
     old = evaluation_world.adapter(tmp_path / "old", other, "generation")
     stories.evaluate(tmp_path / "out", champion=stories.champion(old, base=other))
+    model, words = base_model.load(other, "generation"), base_model.tokenizer(other)
+    prefix, _ = load_adapter(old, model)
     ours, theirs = _lines(tmp_path / "out", "prefix"), _lines(tmp_path / "out", "champion")
-    assert {k: line["target_tokens"] for k, line in ours.items()} == {
-        k: line["target_tokens"] for k, line in theirs.items()
-    }
-    assert all(ours[k]["nll"] != theirs[k]["nll"] for k in ours)
+    fitting = 0
+    with torch.no_grad(), attach(model, prefix):
+        for row in load_prepared(stories.prepared, "test"):
+            line = theirs[row["row_id"]]
+            assert line["target_tokens"] == ours[row["row_id"]]["target_tokens"]
+            prompt = words(row["source"] + "\n", add_special_tokens=False).input_ids
+            group = [
+                [*words(t, add_special_tokens=False).input_ids, words.eos_token_id] for t in row["targets"]
+            ]
+            assert sum(map(len, group)) > line["target_tokens"]
+            if len(prompt) + max(map(len, group)) > 64 - evaluation_world.LENGTH:
+                continue
+            nll = 0.0
+            for target in group:
+                log_p = model(input_ids=torch.tensor([[*prompt, *target]])).logits[0].log_softmax(-1)
+                nll -= sum(float(log_p[len(prompt) + k - 1, token]) for k, token in enumerate(target))
+            assert line["nll"] == pytest.approx(nll, rel=1e-4)
+            fitting += 1
+    assert fitting
 
 
 def test_evaluation_gives_the_same_bytes_twice(
