@@ -28,11 +28,19 @@ from pipeline.params import (
 
 @dataclass(frozen=True)
 class Champion:
-    """The version in production: the adapter's SHA-256 and the split parameters it was trained with."""
+    """The version in production.
+
+    Attributes:
+        adapter_digest: SHA-256 over its adapter's files.
+        splits: the split parameters it was trained with.
+        base_name, base: its base model, which may be another than that of the prefix to be judged.
+    """
 
     version: str
     adapter_digest: str
     splits: SplitParams
+    base_name: str
+    base: BaseModelParams
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,7 @@ class Pins:
                 "version": champion.version,
                 "adapter_digest": champion.adapter_digest,
                 "splits": champion.splits.model_dump(mode="json"),
+                "base_model": {"name": champion.base_name, **champion.base.model_dump(mode="json")},
             },
             "params": {
                 "task": self.task,
@@ -108,13 +117,7 @@ def read_pins(folder: Path, name: str) -> Pins:
             prefix=PrefixParams.model_validate(params["prefix"]),
             training=TrainingParams.model_validate(params["training"]),
             evaluation=EvaluationParams.model_validate(params["evaluation"]),
-            champion=None
-            if champion is None
-            else Champion(
-                champion["version"],
-                champion["adapter_digest"],
-                SplitParams.model_validate(champion["splits"]),
-            ),
+            champion=None if champion is None else _champion(champion),
         )
     except FileNotFoundError:
         raise WorkspaceError(
@@ -124,3 +127,14 @@ def read_pins(folder: Path, name: str) -> Pins:
         raise WorkspaceError(
             f"{path}: is not a pins file ({type(error).__name__}: {error}); `prefixline retrain {name}` writes it"
         ) from None
+
+
+def _champion(raw: Mapping[str, Any]) -> Champion:
+    base = dict(raw["base_model"])
+    return Champion(
+        version=raw["version"],
+        adapter_digest=raw["adapter_digest"],
+        splits=SplitParams.model_validate(raw["splits"]),
+        base_name=base.pop("name"),
+        base=BaseModelParams.model_validate(base),
+    )

@@ -27,7 +27,7 @@ from pipeline.experiment import run_experiment as run_dvc_experiment
 from pipeline.files import write_bytes, write_json
 from pipeline.lineage import LineageRecord
 from pipeline.outcome import Outcome
-from pipeline.params import PrefixEntry, SplitParams
+from pipeline.params import BaseModelParams, PrefixEntry, SplitParams
 from pipeline.pins import Champion, Pins, read_pins
 from pipeline.registry import Known, Registry
 from pipeline.report import ReportData
@@ -294,13 +294,18 @@ def _pins(plan: Plan, connection: Registry) -> Pins:
         training=entry.training,
         evaluation=entry.evaluation,
         previous=_previous(plan),
-        champion=None
-        if champion is None
-        else Champion(
-            champion.version,
-            champion.adapter_digest,
-            SplitParams.model_validate(champion.record.params["data"]["splits"]),
-        ),
+        champion=None if champion is None else _champion(champion),
+    )
+
+
+def _champion(champion: versions.Champion) -> Champion:
+    base = champion.record.base_model
+    return Champion(
+        version=champion.version,
+        adapter_digest=champion.adapter_digest,
+        splits=SplitParams.model_validate(champion.record.params["data"]["splits"]),
+        base_name=base["name"],
+        base=BaseModelParams.model_validate({"source": base["source"], "digest": base["digest"]}),
     )
 
 

@@ -103,6 +103,7 @@ def evaluate(pins: Pins, artifacts: Path) -> Mapping[str, Any]:
             adapter_digest=pins.champion.adapter_digest,
             version=pins.champion.version,
             splits=pins.champion.splits,
+            base=base_model.resolve(pins.champion.base_name, pins.champion.base, workspace_root()),
         )
     summary = evaluation.evaluate(
         base,
