@@ -30,6 +30,7 @@ def main() -> None:
 
     say("2. Retrain: version the data, train a prefix, judge it, register it if it passes.")
     first = retrain()
+    expect(first["version"] is not None, "the gate rejected the prefix; the reasons are above")
 
     say("3. Lineage: what the candidate was made from.")
     run("prefixline", "lineage", f"{NAME}@candidate")

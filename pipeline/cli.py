@@ -128,6 +128,8 @@ def retrain(workspace: Path, name: str, json_output: bool) -> None:
 
     root = find_workspace(workspace).root
     os.environ.update(servers.environment(root))
+    # What goes wrong is said once, at the end, by us; Prefect would print its own traceback before.
+    os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
     from flows.retrain import retrain as flow
     from pipeline.outcome import Outcome
 

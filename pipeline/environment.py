@@ -18,6 +18,9 @@ SWITCHES: Mapping[str, str] = {
     # Tokenizers' threads and fork() warn at every subprocess otherwise.
     "TOKENIZERS_PARALLELISM": "true",
     "GIT_TERMINAL_PROMPT": "0",
+    # Threads that wait for each other sleep instead of spinning: two trainings at once on one machine are otherwise
+    # many times slower than one after the other.
+    "OMP_WAIT_POLICY": "passive",
 }
 
 

@@ -33,7 +33,7 @@ from pipeline.registry import Known, Registry
 from pipeline.report import ReportData
 from pipeline.servers import endpoints
 from pipeline.snapshot import DatasetVersion
-from pipeline.stages import WORKSPACE, champion_folder, checkpoint_folder, row_ids_folder
+from pipeline.stages import WORKSPACE, champions_folder, checkpoint_folder, row_ids_folder
 from pipeline.stored import fetch_file, fetch_outputs, push_outputs
 from pipeline.verdict import Verdict
 from pipeline.workspace import Workspace, open_workspace, read_json_at, write_pins
@@ -280,7 +280,7 @@ def _connect(workspace: Workspace) -> Registry:
 def _pins(plan: Plan, connection: Registry) -> Pins:
     """What the stages use, the champion's adapter being fetched and verified on the way."""
     entry, root = plan.entry, plan.workspace.root
-    champion = versions.production(connection, plan.name, champion_folder(root, "").parent)
+    champion = versions.production(connection, plan.name, champions_folder(root))
     return Pins(
         name=plan.name,
         run_key=plan.run_key,

@@ -32,9 +32,9 @@ def checkpoint_folder(root: Path, run_key: str) -> Path:
     return root / ".prefixline" / "checkpoints" / run_key
 
 
-def champion_folder(root: Path, adapter_digest: str) -> Path:
-    """Where the adapter of the version in production is put for the evaluation."""
-    return root / ".prefixline" / "champions" / adapter_digest
+def champions_folder(root: Path) -> Path:
+    """Where adapters of versions in production are put for the evaluation, by their digest."""
+    return root / ".prefixline" / "champions"
 
 
 def row_ids_folder(root: Path, name: str, md5: str) -> Path:
@@ -99,7 +99,7 @@ def evaluate(pins: Pins, artifacts: Path) -> Mapping[str, Any]:
     champion = None
     if pins.champion is not None:
         champion = evaluation.Champion(
-            folder=champion_folder(workspace_root(), pins.champion.adapter_digest),
+            folder=champions_folder(workspace_root()) / pins.champion.adapter_digest,
             adapter_digest=pins.champion.adapter_digest,
             version=pins.champion.version,
             splits=pins.champion.splits,
