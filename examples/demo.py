@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 NAME = "docstrings"
 DATA = "data/docstrings.jsonl"
+ROWS = "800"
 
 
 def main() -> None:
@@ -26,7 +27,7 @@ def main() -> None:
     os.environ["PATH"] = f"{BIN}{os.pathsep}{os.environ['PATH']}"
 
     say("1. Data: docstrings of the installed libraries. Task: which library is it from?")
-    run(sys.executable, "examples/docstrings.py", "--out", DATA)
+    run(sys.executable, "examples/docstrings.py", "--out", DATA, "--rows", ROWS)
 
     say("2. Retrain: version the data, train a prefix, judge it, register it if it passes.")
     first = retrain()
@@ -43,7 +44,7 @@ def main() -> None:
     put_into_production(first["version"])
 
     say("6. More data: a new dataset version. The challenger is compared with the champion on the same rows.")
-    run(sys.executable, "examples/docstrings.py", "--out", DATA, "--more", "60")
+    run(sys.executable, "examples/docstrings.py", "--out", DATA, "--rows", ROWS, "--more", "60")
     third = retrain()
 
     say("7. Where everything stands.")
