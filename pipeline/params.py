@@ -134,7 +134,7 @@ class TrainingParams(_Section):
     """
 
     learning_rate: Annotated[float, Field(gt=0)] = 0.03
-    head_learning_rate: Annotated[float, Field(gt=0)] = 0.01
+    head_learning_rate: Annotated[float, Field(gt=0)] = 0.03
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     epochs: Annotated[int, Field(ge=1)] = 3
     max_steps: Annotated[int, Field(ge=1)] | None = None
