@@ -108,7 +108,7 @@ def deploy(workspace: Path) -> None:
     from pipeline.workspace import find_workspace
 
     root = find_workspace(workspace).root
-    os.environ.update(servers.environment(root))
+    servers.enter(root)
     from flows.deploy import serve_schedules
 
     serve_schedules(root, say=lambda s: click.echo(s, err=True))
@@ -127,7 +127,7 @@ def retrain(workspace: Path, name: str, json_output: bool) -> None:
     from pipeline.workspace import find_workspace
 
     root = find_workspace(workspace).root
-    os.environ.update(servers.environment(root))
+    servers.enter(root)
     # What goes wrong is said once, at the end, by us; Prefect would print its own traceback before.
     os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
     from flows.retrain import retrain as flow
