@@ -61,7 +61,7 @@ def plain(path: Path, tokenizer: Any, scratch: Path) -> int:
 
 def ours(path: Path, tokenizer: Any, scratch: Path) -> int:
     """Validation, duplicates, splits, tokenisation, card and manifest."""
-    from pipeline.dataset import prepare
+    from pipeline.data.dataset import prepare
     from pipeline.params import DataParams
 
     summary = prepare(

@@ -69,7 +69,7 @@ def _print_json(value: Any) -> None:
 @as_json
 def init(folder: Path, json_output: bool) -> None:
     """Make a new workspace in FOLDER: git, DVC with a local remote, params.yaml, dvc.yaml, prefect.yaml."""
-    from pipeline.workspace import init_workspace
+    from pipeline.versioning.workspace import init_workspace
 
     workspace = init_workspace(folder)
     if json_output:
@@ -90,7 +90,7 @@ def init(folder: Path, json_output: bool) -> None:
 def up(workspace: Path, mlflow_port: int, prefect_port: int) -> None:
     """Start the workspace's MLflow and Prefect servers on loopback, until Ctrl-C."""
     from pipeline import servers
-    from pipeline.workspace import find_workspace
+    from pipeline.versioning.workspace import find_workspace
 
     servers.up(
         find_workspace(workspace).root,
@@ -105,7 +105,7 @@ def up(workspace: Path, mlflow_port: int, prefect_port: int) -> None:
 def deploy(workspace: Path) -> None:
     """Schedule every prefix that has a `schedule`, and serve the runs from this workspace, until Ctrl-C."""
     from pipeline import servers
-    from pipeline.workspace import find_workspace
+    from pipeline.versioning.workspace import find_workspace
 
     root = find_workspace(workspace).root
     servers.enter(root)
@@ -124,7 +124,7 @@ def retrain(workspace: Path, name: str, json_output: bool) -> None:
     Exit code 0: registered, or unchanged since the last time; 3: rejected by the gate.
     """
     from pipeline import servers
-    from pipeline.workspace import find_workspace
+    from pipeline.versioning.workspace import find_workspace
 
     root = find_workspace(workspace).root
     servers.enter(root)
@@ -137,7 +137,7 @@ def retrain(workspace: Path, name: str, json_output: bool) -> None:
     if json_output:
         _print_json(outcome.to_json())
     else:
-        from pipeline.terminal import show_outcome
+        from pipeline.show.terminal import show_outcome
 
         show_outcome(outcome)
     if outcome.outcome == "rejected":
@@ -149,14 +149,14 @@ def retrain(workspace: Path, name: str, json_output: bool) -> None:
 @click.pass_obj
 def status(workspace: Path, json_output: bool) -> None:
     """Say where every prefix stands: its data, its last retraining, its versions and stages."""
-    from pipeline.overview import overview
-    from pipeline.workspace import find_workspace
+    from pipeline.show.overview import overview
+    from pipeline.versioning.workspace import find_workspace
 
     state = overview(find_workspace(workspace).root)
     if json_output:
         _print_json(state)
     else:
-        from pipeline.terminal import show_overview
+        from pipeline.show.terminal import show_overview
 
         show_overview(state)
 
@@ -167,14 +167,14 @@ def status(workspace: Path, json_output: bool) -> None:
 @click.pass_obj
 def lineage(workspace: Path, version: str, json_output: bool) -> None:
     """Say what a version was made from. VERSION is NAME, NAME:NUMBER or NAME@STAGE; NAME alone is the newest."""
-    from pipeline.overview import lineage_of
-    from pipeline.workspace import find_workspace
+    from pipeline.show.overview import lineage_of
+    from pipeline.versioning.workspace import find_workspace
 
     record = lineage_of(find_workspace(workspace).root, version)
     if json_output:
         _print_json(record)
     else:
-        from pipeline.terminal import show_lineage
+        from pipeline.show.terminal import show_lineage
 
         show_lineage(record)
 
@@ -185,13 +185,13 @@ def lineage(workspace: Path, version: str, json_output: bool) -> None:
 @click.pass_obj
 def data(workspace: Path, name: str, json_output: bool) -> None:
     """Validate the data of the prefix NAME and describe it, without training or registering anything."""
-    from pipeline.overview import data_card
-    from pipeline.workspace import find_workspace
+    from pipeline.show.overview import data_card
+    from pipeline.versioning.workspace import find_workspace
 
     card, page = data_card(find_workspace(workspace).root, name)
     if json_output:
         _print_json(card)
     else:
-        from pipeline.terminal import show_card
+        from pipeline.show.terminal import show_card
 
         show_card(card, page)

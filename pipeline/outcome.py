@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from pipeline.verdict import TABLE_HEADER, Verdict, table
+from pipeline.judge.verdict import TABLE_HEADER, Verdict, table
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,27 +16,31 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipeline import base_model, card, card_page, lineage, pages, registry, snapshot, versions
-from pipeline.base_model import ResolvedBase
-from pipeline.curves import LiveCurves, log_curves, read_curves
-from pipeline.dataset_source import DvcDatasetSource
+from pipeline.base import base_model
+from pipeline.base.base_model import ResolvedBase
+from pipeline.data import card, card_page
 from pipeline.digest import digest
 from pipeline.errors import RegistryError, UnreachableError, WorkspaceError
-from pipeline.experiment import Experiment, find_experiment
-from pipeline.experiment import run_experiment as run_dvc_experiment
 from pipeline.files import write_bytes, write_json
-from pipeline.lineage import LineageRecord
+from pipeline.judge.verdict import Verdict
 from pipeline.outcome import Outcome
 from pipeline.params import BaseModelParams, PrefixEntry, SplitParams
 from pipeline.pins import Champion, Pins, read_pins
-from pipeline.registry import Known, Registry
-from pipeline.report import ReportData
+from pipeline.register import lineage, registry, versions
+from pipeline.register.curves import LiveCurves, log_curves, read_curves
+from pipeline.register.dataset_source import DvcDatasetSource
+from pipeline.register.lineage import LineageRecord
+from pipeline.register.registry import Known, Registry
 from pipeline.servers import endpoints
-from pipeline.snapshot import DatasetVersion
+from pipeline.show import pages
+from pipeline.show.report import ReportData
 from pipeline.stages import WORKSPACE, champions_folder, checkpoint_folder, row_ids_folder
-from pipeline.stored import fetch_file, fetch_outputs, push_outputs
-from pipeline.verdict import Verdict
-from pipeline.workspace import Workspace, open_workspace, read_json_at, write_pins
+from pipeline.versioning import snapshot
+from pipeline.versioning.experiment import Experiment, find_experiment
+from pipeline.versioning.experiment import run_experiment as run_dvc_experiment
+from pipeline.versioning.snapshot import DatasetVersion
+from pipeline.versioning.stored import fetch_file, fetch_outputs, push_outputs
+from pipeline.versioning.workspace import Workspace, open_workspace, read_json_at, write_pins
 
 OUTCOME_FILE = "outcome.json"
 """The run's artifact that a later, unchanged retraining reads its answer from."""
@@ -142,7 +146,7 @@ def validate_data(workspace: Workspace, name: str, entry: PrefixEntry, base: Res
     Raises:
         DataError: every fault found, with file and line.
     """
-    from pipeline import dataset
+    from pipeline.data import dataset
 
     raw = workspace.root / entry.data.path
     if entry.data.imported_from is not None:
@@ -223,7 +227,7 @@ def judge(plan: Plan, commit: str) -> Judged:
         IntegrityError: DVC's cache or remote gave other bytes than were recorded.
         DataError: the scored rows are not complete.
     """
-    from pipeline import gate
+    from pipeline.judge import gate
 
     workspace, name = plan.workspace, plan.name
     experiment = find_experiment(workspace, name, plan.run_key)

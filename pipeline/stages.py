@@ -46,7 +46,8 @@ def prepare(pins: Pins, artifacts: Path) -> Mapping[str, Any]:
     """Raw data → artifacts/NAME/prepared; what goes into prepared.json, the card included."""
     import json
 
-    from pipeline import base_model, dataset
+    from pipeline.base import base_model
+    from pipeline.data import dataset
 
     base = base_model.resolve(pins.base_name, pins.base, workspace_root())
     out = artifacts / "prepared"
@@ -70,7 +71,8 @@ def prepare(pins: Pins, artifacts: Path) -> Mapping[str, Any]:
 
 def train(pins: Pins, artifacts: Path) -> Mapping[str, Any]:
     """artifacts/NAME/prepared → adapter/ and curves.jsonl; what goes into trained.json."""
-    from pipeline import base_model, training
+    from pipeline.base import base_model
+    from pipeline.train import training
 
     base = base_model.resolve(pins.base_name, pins.base, workspace_root())
     labels = _record(artifacts / "prepared.json")["labels"]
@@ -92,7 +94,8 @@ def train(pins: Pins, artifacts: Path) -> Mapping[str, Any]:
 
 def evaluate(pins: Pins, artifacts: Path) -> Mapping[str, Any]:
     """Score the adapter, the frozen base and the champion → evaluation/; what goes into evaluated.json."""
-    from pipeline import base_model, evaluation
+    from pipeline.base import base_model
+    from pipeline.evaluate import evaluation
 
     base = base_model.resolve(pins.base_name, pins.base, workspace_root())
     labels = _record(artifacts / "prepared.json")["labels"]

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from pipeline import base_model
-from pipeline.base_files import identity_files
-from pipeline.base_model import ResolvedBase
-from pipeline.dataset import PreparedSummary, prepare
+from pipeline.base import base_model
+from pipeline.base.base_files import identity_files
+from pipeline.base.base_model import ResolvedBase
+from pipeline.data.dataset import PreparedSummary, prepare
 from pipeline.digest import digest
-from pipeline.evaluation import Champion, EvaluatedSummary, evaluate
+from pipeline.evaluate.evaluation import Champion, EvaluatedSummary, evaluate
 from pipeline.params import BaseModelParams, DataParams, EvaluationParams, SplitParams, Task
 from pipeline.prefix.adapter import adapter_digest, install_head, save_adapter
 from pipeline.prefix.attention import attach

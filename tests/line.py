@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import base_files
+from pipeline.base import base_files
 from pipeline.digest import digest
 from pipeline.environment import quiet_environment
 from tests import tiny

@@ -17,12 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline import registry as mlflow_registry
 from pipeline.digest import manifest
 from pipeline.errors import UnreachableError
-from pipeline.lineage import LineageRecord, environment_identity
 from pipeline.params import BaseModelParams, EvaluationParams, PathSource
-from pipeline.registry import Registry
+from pipeline.register import registry as mlflow_registry
+from pipeline.register.lineage import LineageRecord, environment_identity
+from pipeline.register.registry import Registry
 from tests import records
 
 LABELS = ["bad", "good", "middling"]
@@ -101,7 +101,7 @@ def _wait(uri: str, process: subprocess.Popen[bytes]) -> None:
 
 def base_record(folder: Path, workspace: Path) -> dict[str, Any]:
     """The base model's part of a lineage record; its path is relative to `workspace` where it can be."""
-    from pipeline.base_files import find
+    from pipeline.base.base_files import find
     from pipeline.digest import digest
 
     path = str(folder.relative_to(workspace)) if folder.is_relative_to(workspace) else str(folder)
@@ -113,7 +113,7 @@ def adapter(base: dict[str, Any], task: str, workspace: Path, out: Path, *, seed
     """A prefix of 4 (and a head) with random numbers large enough to matter, saved as training saves it."""
     import torch
 
-    from pipeline import base_model
+    from pipeline.base import base_model
     from pipeline.prefix.adapter import save_adapter
     from pipeline.prefix.tuning import Prefix, PrefixShape
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.digest import digest
-from pipeline.lineage import LineageRecord
+from pipeline.register.lineage import LineageRecord
 
 
 def lineage(**changes: Any) -> LineageRecord:

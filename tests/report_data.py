@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
-from pipeline.gate import judge
-from pipeline.metrics import score_hypothesis
+from pipeline.evaluate.metrics import score_hypothesis
+from pipeline.evaluate.scored import schema
+from pipeline.judge.gate import judge
 from pipeline.params import Comparison, EvaluationParams, GateParams, SliceCriteria, Task
-from pipeline.report import Outcome, ReportData
-from pipeline.scored import schema
+from pipeline.show.report import Outcome, ReportData
 
 LIBRARIES = ("asyncio", "matplotlib", "networkx", "numpy", "pandas", "scikit-learn", "sqlalchemy", "sympy")
 INTENTS = tuple(

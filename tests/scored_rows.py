@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.digest import digest
-from pipeline.metrics import score_hypothesis
-from pipeline.scored import SLICE, schema
+from pipeline.evaluate.metrics import score_hypothesis
+from pipeline.evaluate.scored import SLICE, schema
 
 
 def row_ids(rows: int) -> list[str]:

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from pipeline import registry, servers
-from pipeline.registry import Registry
-from pipeline.splits import row_id
+from pipeline import servers
+from pipeline.data.splits import row_id
+from pipeline.register import registry
+from pipeline.register.registry import Registry
 from tests.line import Line, make_line, rows
 
 

@@ -1,4 +1,4 @@
-"""Prepared folders as `pipeline.dataset.prepare` leaves them, small enough to train on in a second."""
+"""Prepared folders as `pipeline.data.dataset.prepare` leaves them, small enough to train on in a second."""
 
 from __future__ import annotations
 

@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline import git
 from pipeline.params import DataParams
-from pipeline.snapshot import snapshot
-from pipeline.workspace import Workspace, init_workspace, write_pins
+from pipeline.versioning import git
+from pipeline.versioning.snapshot import snapshot
+from pipeline.versioning.workspace import Workspace, init_workspace, write_pins
 
 PARAMS = """\
 base_models: {tiny: {source: {path: tiny}, digest: "%s"}}
@@ -102,8 +102,8 @@ def is_running(pid: int) -> bool:
 RUN = """\
 import sys
 from pathlib import Path
-from pipeline.experiment import run_experiment
-from pipeline.workspace import Workspace
+from pipeline.versioning.experiment import run_experiment
+from pipeline.versioning.workspace import Workspace
 root, name, key = sys.argv[1:]
 done = run_experiment(Workspace(Path(root)), name, key, {}, lambda text: print(text, end="", flush=True))
 print("COMMIT", done.commit, ",".join(done.ran))

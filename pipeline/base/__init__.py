@@ -1,0 +1,1 @@
+"""The frozen base model: found, verified by content, loaded without running its code."""

@@ -1,0 +1,298 @@
+"""The frozen base model: verified by content, loaded without running its code, every parameter frozen.
+
+What its identity is, and where its files are found: `pipeline.base.base_files`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.base.base_files import CONFIG, TOKENIZER_FILES, find, read_json
+from pipeline.digest import digest, sha256_file
+from pipeline.errors import BaseModelError, IntegrityError
+from pipeline.params import BaseModelParams, Task
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+_POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
+_OFFSET_POSITIONS = frozenset(
+    ("camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta")
+)
+"""Architectures whose first position is `pad_token_id + 1`, which many positions are therefore never used."""
+
+
+@dataclass(frozen=True)
+class ResolvedBase:
+    """A base model found on this machine whose bytes are the pinned ones.
+
+    Attributes:
+        name: its key under `base_models`.
+        folder: where its files lie.
+        digest: its identity (see `pipeline.base.base_files`).
+        files: {file name: SHA-256} of the files the identity covers.
+        source: where it was said to be, as written in params.yaml.
+    """
+
+    name: str
+    folder: Path
+    digest: str
+    files: Mapping[str, str]
+    source: Mapping[str, str]
+
+
+def resolve(name: str, params: BaseModelParams, workspace: Path) -> ResolvedBase:
+    """Find the base model and verify it against the pinned digest.
+
+    A hub model is taken from the local cache when the whole of it is there, and downloaded otherwise.
+
+    Args:
+        name: its key under `base_models`, for messages.
+        workspace: the folder that a relative `path` is taken from.
+
+    Raises:
+        BaseModelError: it is not there, incomplete, or asks for code or pickle to be run.
+        IntegrityError: its digest is another one than pinned.
+    """
+    where = f"base_models.{name}"
+    folder, files = find(params.source, params.digest, workspace, where)
+    found = digest(files)
+    if found != params.digest:
+        raise IntegrityError(
+            [
+                f"found    {found}",
+                f"expected {params.digest}",
+                f"If these are the files you mean, put the found digest under {where}.digest; otherwise "
+                "they were changed: fetch them again",
+                *(f"{file}: {sha256}" for file, sha256 in files.items()),
+            ],
+            heading=f"{where}: the files in {folder} are not the pinned base model (SHA-256):",
+        )
+    return ResolvedBase(name, folder, found, files, params.source.model_dump())
+
+
+def _verify(base: ResolvedBase, names: Sequence[str]) -> None:
+    """Hash again what is about to be read: it may have changed since it was resolved."""
+    problems = []
+    for name in names:
+        path = base.folder / name
+        actual = sha256_file(path) if path.is_file() else "missing"
+        if actual != base.files[name]:
+            problems.append(f"{name}: found {actual}, expected {base.files[name]}")
+    if problems:
+        raise IntegrityError(problems, heading=f"{base.folder} changed since it was verified; do not use it:")
+
+
+def tokenizer(base: ResolvedBase) -> PreTrainedTokenizerFast:
+    """The base's tokenizer, from its `tokenizer.json`, without importing torch.
+
+    Raises:
+        BaseModelError: there is no `tokenizer.json`, or it holds no tokenizer.
+        IntegrityError: its files changed since `resolve`.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    if "tokenizer.json" not in base.files:
+        raise BaseModelError(
+            f"{base.folder} has no tokenizer.json; expected a fast tokenizer. Write one with "
+            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+        )
+    _verify(base, [name for name in base.files if name in TOKENIZER_FILES or name.endswith(".model")])
+    if "model" not in read_json(base.folder / "tokenizer.json", base.name):
+        raise BaseModelError(f"{base.folder}/tokenizer.json has no model; save the tokenizer again")
+    fast: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(
+        base.folder, local_files_only=True, trust_remote_code=False
+    )
+    return fast
+
+
+def window(base: ResolvedBase) -> int:
+    """The most tokens the base can see at once, prefix included, as its config says.
+
+    Raises:
+        BaseModelError: the config names no limit.
+    """
+    return _window(read_json(base.folder / CONFIG, base.name), str(base.folder / CONFIG))
+
+
+def window_of(model: PreTrainedModel) -> int:
+    """`window` of a loaded model."""
+    return _window(model.config.to_dict(), type(model).__name__)
+
+
+def _window(config: Mapping[str, Any], where: str) -> int:
+    inner = config.get("text_config")
+    for section in (config, inner if isinstance(inner, dict) else {}):
+        for key in _POSITIONS:
+            if isinstance(section.get(key), int):
+                if config.get("model_type") in _OFFSET_POSITIONS:
+                    return int(section[key]) - int(section.get("pad_token_id") or 0) - 1
+                return int(section[key])
+    raise BaseModelError(f"{where} names no window; expected one of {', '.join(_POSITIONS)}")
+
+
+def load(
+    base: ResolvedBase, task: Task, *, labels: Sequence[str] | None = None, seed: int = 0
+) -> PreTrainedModel:
+    """Load the verified base: float32, evaluation mode, every parameter frozen.
+
+    For classification a head for `labels` is put on it, always new and drawn from `seed` alone; everything
+    else must come from the files, whole and in the config's shape. The head is the only part that training
+    may change (`head_parameters`).
+
+    Args:
+        task: classification (`labels` needed) or generation.
+        labels: the class names, in the order of the label numbers.
+        seed: of the head.
+
+    Raises:
+        BaseModelError: transformers cannot build it, or the weights do not fit the config.
+        IntegrityError: its files changed since `resolve`.
+    """
+    import torch
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    _verify(base, list(base.files))
+    try:
+        with _quiet_transformers(), torch.random.fork_rng(devices=[]):
+            config = AutoConfig.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
+            if task == "classification":
+                _label(config, labels or ())
+                kind = AutoModelForSequenceClassification
+            else:
+                _refuse_bidirectional(config, base)
+                kind = AutoModelForCausalLM
+            model, report = kind.from_pretrained(
+                base.folder,
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,  # reported below, and refused outside the head
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError, StrictDataclassError) as error:
+        raise BaseModelError(
+            f"{base.folder}: transformers cannot load it for {task}: {type(error).__name__}: {error}"
+        ) from error
+    _refuse_misfit(model, report, base)
+    model.eval().requires_grad_(False)
+    if model.config.pad_token_id is None:
+        # A classifier on a decoder finds each row's last token by it; rows are padded with it.
+        words = tokenizer(base)
+        model.config.pad_token_id = words.eos_token_id if words.pad_token_id is None else words.pad_token_id
+    _draw_head(model, seed)
+    return model
+
+
+def _label(config: Any, labels: Sequence[str]) -> None:
+    if len(labels) < 2:
+        raise ValueError(f"got {len(labels)} labels; expected at least 2")
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: i for i, label in enumerate(labels)}
+    config.problem_type = "single_label_classification"
+
+
+def _refuse_bidirectional(config: Any, base: ResolvedBase) -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(
+        config, "is_decoder", False
+    )
+    if encoder or config.is_encoder_decoder:
+        raise BaseModelError(
+            f"{base.folder} is a {config.model_type}, whose tokens see those after them; "
+            "expected a causal decoder for generation"
+        )
+
+
+def _refuse_misfit(model: PreTrainedModel, report: Mapping[str, Any], base: ResolvedBase) -> None:
+    """transformers only warns of parameters it had to invent, cut to another shape, or leave out."""
+    head = head_parameters(model).keys()
+    problems = [f"{name}: missing" for name in sorted(set(report["missing_keys"]) - head)]
+    problems += [
+        f"{name}: shape {list(stored)} in the file, {list(wanted)} by {CONFIG}"
+        for name, stored, wanted in sorted(report["mismatched_keys"])
+        if name not in head
+    ]
+    layers = {_unnumbered(name, model) for name in model.state_dict()}
+    problems += [
+        f"{name}: in the file, but {CONFIG} has no such layer"
+        for name in sorted(report["unexpected_keys"])
+        if _unnumbered(name, model) in layers and any(part.isdigit() for part in name.split("."))
+    ]
+    if problems:
+        more = f"\n  … and {len(problems) - 12} more" if len(problems) > 12 else ""
+        raise BaseModelError(
+            f"{base.folder}: the weights do not fit {CONFIG} for {type(model).__name__}; expected every "
+            "parameter of the base, in the config's shape:\n  " + "\n  ".join(problems[:12]) + more
+        )
+
+
+def _unnumbered(name: str, model: PreTrainedModel) -> str:
+    parts = name.removeprefix(f"{model.base_model_prefix}.").split(".")
+    return ".".join("#" if part.isdigit() else part for part in parts)
+
+
+def _draw_head(model: PreTrainedModel, seed: int) -> None:
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    scale = getattr(model.config, "initializer_range", 0.02)
+    for _, parameter in sorted(head_parameters(model).items()):
+        with torch.no_grad():
+            if parameter.dim() > 1:
+                parameter.normal_(0.0, scale, generator=generator)
+            else:
+                parameter.zero_()
+
+
+def head_parameters(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
+    """{name: parameter} of a sequence classifier's head: whatever lies outside its backbone; else nothing."""
+    if not type(model).__name__.endswith("ForSequenceClassification"):
+        return {}
+    backbone = {id(parameter) for parameter in model.base_model.parameters()}
+    return {name: p for name, p in model.named_parameters() if id(p) not in backbone}
+
+
+def weights_digest(model: PreTrainedModel) -> str:
+    """SHA-256 over the name, type, shape and bytes of every parameter and buffer of the base.
+
+    The classification head is left out: it is trained. Equal before and after training, or the base changed.
+    """
+    import torch
+
+    head = head_parameters(model).keys()
+    sha256 = hashlib.sha256()
+    for name, tensor in sorted([*model.named_parameters(), *model.named_buffers()], key=lambda item: item[0]):
+        if name in head:
+            continue
+        sha256.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        # As bytes, because NumPy has no bfloat16.
+        sha256.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return sha256.hexdigest()
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Its bars and load report would say in other words what `_refuse_misfit` checks."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,1 @@
+"""Raw files to prepared rows: read, validate, split, tokenise, and the card that describes them."""

@@ -1,0 +1,1 @@
+"""The gate: criteria over scored rows to a verdict."""

@@ -1,0 +1,1 @@
+"""What MLflow keeps: runs, registered versions, dataset sources, lineage records."""

@@ -1,0 +1,391 @@
+"""Registered versions of a prefix: register once, find, verify, load.
+
+A version is made by one request that carries its run key and digests as tags. MLflow numbers versions in the
+order they are stored, so of several with one run key the lowest counts, every process agrees on that, and the
+others are tagged `duplicate_of` and never aliased. No version is ever deleted: MLflow would overwrite where it
+came from.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import digest
+from pipeline.errors import IntegrityError, RegistryError
+from pipeline.files import new_folder
+from pipeline.register.lineage import LineageRecord
+from pipeline.register.registry import DUPLICATE_OF, OUTCOME, PREFIX, RUN_KEY, TAG, Registry, registered
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+LINEAGE_DIGEST, ADAPTER_DIGEST = TAG + "lineage_digest", TAG + "adapter_digest"
+DATASET_MD5, BASE_DIGEST = TAG + "dataset_md5", TAG + "base_digest"
+
+CANDIDATE, PRODUCTION = "candidate", "production"
+
+_MODEL_CODE = Path(__file__).parents[1] / "serve" / "serving_model.py"
+_LIBRARIES = ("torch", "transformers", "safetensors")
+
+
+@dataclass(frozen=True)
+class RegisteredVersion:
+    """One version of a prefix in MLflow's registry.
+
+    Attributes:
+        version: its number, as MLflow writes it.
+        stages: the aliases that point to it.
+        duplicate_of: the version with the same run key that counts instead; None for one that counts.
+    """
+
+    name: str
+    version: str
+    stages: tuple[str, ...]
+    run_id: str
+    run_key: str
+    tags: dict[str, str]
+    duplicate_of: str | None = None
+
+
+@dataclass(frozen=True)
+class VerifiedVersion:
+    """A version and its lineage record, whose bytes have the digest the version is tagged with."""
+
+    version: RegisteredVersion
+    record: LineageRecord
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The version in production, its adapter downloaded and verified into `folder`."""
+
+    version: str
+    adapter_digest: str
+    folder: Path
+    record: LineageRecord
+
+
+def register(
+    registry: Registry, *, run_id: str, record: LineageRecord, adapter: Path, example: Sequence[str]
+) -> RegisteredVersion:
+    """Make the retraining's one registered version, with the alias `candidate`, and close its run.
+
+    Idempotent by run key, also across processes: if there is a version it is completed and returned. An error
+    on the way leaves no new version, or one whose registration a repeat completes.
+
+    Args:
+        record: its verdict must have passed.
+        adapter: the folder whose files the record names.
+        example: a few texts the model could be asked, kept as its input example.
+
+    Raises:
+        RegistryError: the verdict did not pass, or MLflow refused.
+        IntegrityError: the adapter's files are not the recorded ones.
+        UnreachableError: MLflow does not answer.
+    """
+    if record.verdict.get("passed") is not True:
+        raise RegistryError(f"{record.prefix}: the gate's verdict did not pass; nothing is registered")
+    digest.verify(adapter, record.files)
+    client = registry.client
+    with registry.errors(f"registering {record.prefix}"):
+        if not _with_run_key(registry, record.prefix, record.run_key):
+            model_id = _logged_model(registry, run_id, record, adapter, example)
+            _ensure_name(registry, record.prefix)
+            client.create_model_version(
+                record.prefix,
+                # Where it lies, because for models:/ID MLflow would ask its global tracking store (tried).
+                client.get_logged_model(model_id).artifact_location,
+                run_id=run_id,
+                model_id=model_id,
+                tags={
+                    RUN_KEY: record.run_key,
+                    LINEAGE_DIGEST: record.digest,
+                    ADAPTER_DIGEST: record.adapter_digest,
+                    DATASET_MD5: record.dataset["md5"],
+                    BASE_DIGEST: record.base_model["digest"],
+                },
+                await_creation_for=0,
+            )
+    version = complete(registry, record.prefix, record.run_key)
+    if version.run_id != run_id:
+        with registry.errors(f"closing run {run_id}"):
+            client.set_tag(run_id, DUPLICATE_OF, version.run_id)
+        registered(registry, run_id, version.version)
+    return version
+
+
+def complete(registry: Registry, name: str, run_key: str) -> RegisteredVersion:
+    """Finish the registration of the version with this run key: mark duplicates, set `candidate`, close the run.
+
+    A registration that was already finished is left as it is, wherever its version has been promoted since.
+
+    Raises:
+        RegistryError: there is no such version.
+    """
+    client = registry.client
+    with registry.errors(f"completing the registration of {name}"):
+        versions = _with_run_key(registry, name, run_key)
+        if not versions:
+            raise RegistryError(f"{name}: no version has the run key {run_key}; register it first")
+        first, *rest = versions
+        for other in rest:
+            if DUPLICATE_OF not in other.tags:
+                client.set_model_version_tag(name, other.version, DUPLICATE_OF, str(first.version))
+        if not _is_complete(registry, first):
+            _make_candidate(registry, name, first)
+            registered(registry, first.run_id, str(first.version))
+        final = client.get_model_version(name, first.version)
+        return _describe(final, final.aliases)
+
+
+def list_versions(registry: Registry, name: str) -> tuple[RegisteredVersion, ...]:
+    """All versions, oldest first, duplicates among them (see `RegisteredVersion.duplicate_of`)."""
+    with registry.errors(f"listing the versions of {name}"):
+        found = _all(registry, name)
+        # A search leaves the aliases out (tried).
+        aliases = registry.client.get_registered_model(name).aliases if found else {}
+    stages = {
+        version.version: [a for a, v in aliases.items() if str(v) == str(version.version)]
+        for version in found
+    }
+    return tuple(_describe(version, stages[version.version]) for version in found)
+
+
+def lookup(registry: Registry, name: str, which: str) -> VerifiedVersion:
+    """The version `which`, a number or a stage (`candidate`, `@production`), with its verified lineage record.
+
+    Raises:
+        RegistryError: there is none, or it was not registered by prefixline.
+        IntegrityError: the record is not the one the version was registered with.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client = registry.client
+    alias = which.removeprefix("@")
+    with registry.errors(f"looking up {name}@{alias}"):
+        try:
+            if alias.isdecimal():
+                found = client.get_model_version(name, alias)
+            else:
+                found = client.get_model_version_by_alias(name, alias)
+                found = client.get_model_version(name, found.version)  # with all of its aliases
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            there = [
+                f"{v.version} {' '.join('@' + stage for stage in v.stages)}".strip()
+                for v in list_versions(registry, name)
+            ]
+            raise RegistryError(
+                f"{name}: no version {which!r}; available: {', '.join(there) or 'none'}"
+            ) from error
+    version = _describe(found, found.aliases)
+    return VerifiedVersion(version, _lineage(registry, version))
+
+
+def production(registry: Registry, name: str, champions: Path) -> Champion | None:
+    """The version in production with its adapter; None if there is none.
+
+    Args:
+        champions: where adapters are kept by digest; they are hashed again on every call.
+
+    Raises:
+        IntegrityError: record or adapter are not those of the version.
+    """
+    if PRODUCTION not in {stage for version in list_versions(registry, name) for stage in version.stages}:
+        return None
+    verified = lookup(registry, name, PRODUCTION)
+    record, version = verified.record, verified.version
+    if version.tags.get(ADAPTER_DIGEST) != record.adapter_digest:
+        raise IntegrityError(
+            [f"tagged  {version.tags.get(ADAPTER_DIGEST)}", f"recorded {record.adapter_digest}"],
+            heading=f"{name} version {version.version}: its tag names another adapter than its lineage record:",
+        )
+    folder = champions / record.adapter_digest
+    if not folder.exists():
+        with new_folder(folder) as fresh, tempfile.TemporaryDirectory() as scratch:
+            shutil.copytree(
+                _download(registry, version, "artifacts/adapter", Path(scratch)), fresh, dirs_exist_ok=True
+            )
+            digest.verify(fresh, record.files)
+    digest.verify(folder, record.files)
+    return Champion(version.version, record.adapter_digest, folder, record)
+
+
+def _logged_model(
+    registry: Registry, run_id: str, record: LineageRecord, adapter: Path, example: Sequence[str]
+) -> str:
+    """The run's MLflow model with this lineage: one that was left ready by an earlier try, else a new one."""
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+    from mlflow.exceptions import MlflowException
+
+    client = registry.client
+    run = client.get_run(run_id)
+    made = client.search_logged_models(
+        [run.info.experiment_id], f"tags.`{LINEAGE_DIGEST}` = '{record.digest}'"
+    )
+    # Not in the filter, where no spelling of a status matches (tried).
+    ready = [model for model in made if model.status == LoggedModelStatus.READY]
+    if ready:
+        model_id: str = ready[0].model_id
+    else:
+        model = client.create_logged_model(
+            run.info.experiment_id,
+            name=record.prefix,
+            source_run_id=run_id,
+            model_type="prefix",
+            tags={RUN_KEY: record.run_key, PREFIX: record.prefix, LINEAGE_DIGEST: record.digest},
+        )
+        model_id = model.model_id
+        try:
+            with tempfile.TemporaryDirectory() as scratch:
+                folder = Path(scratch) / "model"
+                _write_model(folder, model, run_id, record, adapter, example)
+                client.log_model_artifacts(model_id, str(folder))
+            client.finalize_logged_model(model_id, LoggedModelStatus.READY)
+        except BaseException:
+            with suppress(MlflowException):  # what went wrong first is what to report
+                client.finalize_logged_model(model_id, LoggedModelStatus.FAILED)
+            raise
+    outputs = run.outputs.model_outputs if run.outputs else []
+    if model_id not in {output.model_id for output in outputs}:
+        client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+    return model_id
+
+
+def _write_model(
+    folder: Path, model: Any, run_id: str, record: LineageRecord, adapter: Path, example: Sequence[str]
+) -> None:
+    """MLflow's model folder: code, adapter, lineage record, signature, example and short pinned requirements."""
+    from mlflow import pyfunc
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, Schema
+
+    if record.params["task"] == "classification":
+        columns = [f"probability.{label}" for label in record.dataset["labels"]]
+        outputs = [ColSpec("string", "label"), *(ColSpec("double", column) for column in columns)]
+    else:
+        outputs = [ColSpec("string", "text")]
+    libraries = record.environment["libraries"]
+    lineage = folder.parent / "lineage.json"
+    lineage.write_bytes(record.to_json())
+    pyfunc.save_model(
+        folder,
+        mlflow_model=Model(
+            artifact_path=model.artifact_location,
+            model_uuid=model.model_id,
+            run_id=run_id,
+            model_id=model.model_id,
+        ),
+        python_model=str(_MODEL_CODE),
+        artifacts={"adapter": str(adapter), "lineage": str(lineage)},
+        # Unnamed, so that a list of texts and a table with a column of any name are both taken.
+        signature=ModelSignature(Schema([ColSpec("string")]), Schema(outputs)),
+        input_example=list(example),
+        # Given, because MLflow would otherwise load the model in a second process to find them.
+        pip_requirements=[
+            f"prefixline=={record.code['version']}",
+            # Without a local part such as +cpu, which is the build's, not the release's.
+            *(f"{name}=={libraries[name].split('+')[0]}" for name in _LIBRARIES if name in libraries),
+        ],
+    )
+
+
+def _ensure_name(registry: Registry, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        registry.client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _make_candidate(registry: Registry, name: str, version: ModelVersion) -> None:
+    """Point `candidate` at the newest version that counts, unless that one's own registration has done so.
+
+    The alias is last-writer-wins, so after writing it is looked whether a newer version came meanwhile.
+    """
+    newest = _counting(_all(registry, name))[-1]
+    if newest.version != version.version and _is_complete(registry, newest):
+        return
+    while True:
+        registry.client.set_registered_model_alias(name, CANDIDATE, newest.version)
+        latest = _counting(_all(registry, name))[-1]
+        if latest.version == newest.version:
+            return
+        newest = latest
+
+
+def _counting(versions: Sequence[ModelVersion]) -> list[ModelVersion]:
+    """Of the versions, oldest first, those that are the first with their run key."""
+    first: dict[str, ModelVersion] = {}
+    for version in versions:
+        first.setdefault(version.tags.get(RUN_KEY, f"version {version.version}"), version)
+    return list(first.values())
+
+
+def _is_complete(registry: Registry, version: ModelVersion) -> bool:
+    return bool(registry.client.get_run(version.run_id).data.tags.get(OUTCOME) == "registered")
+
+
+def _all(registry: Registry, name: str, filters: str = "") -> list[ModelVersion]:
+    found: list[ModelVersion] = []
+    token = None
+    while token is None or token:
+        page = registry.client.search_model_versions(f"name = '{name}'{filters}", page_token=token)
+        found += page
+        token = page.token or ""
+    return sorted(found, key=lambda version: int(version.version))
+
+
+def _with_run_key(registry: Registry, name: str, run_key: str) -> list[ModelVersion]:
+    return _all(registry, name, f" and tags.`{RUN_KEY}` = '{run_key}'")
+
+
+def _describe(version: ModelVersion, stages: Iterable[str]) -> RegisteredVersion:
+    return RegisteredVersion(
+        name=version.name,
+        version=str(version.version),
+        stages=tuple(sorted(stages)),
+        run_id=version.run_id,
+        run_key=version.tags.get(RUN_KEY, ""),
+        tags=dict(version.tags),
+        duplicate_of=version.tags.get(DUPLICATE_OF),
+    )
+
+
+def _lineage(registry: Registry, version: RegisteredVersion) -> LineageRecord:
+    where = f"{version.name} version {version.version}"
+    expected = version.tags.get(LINEAGE_DIGEST)
+    if expected is None:
+        raise RegistryError(f"{where}: has no lineage; it was not registered by prefixline")
+    with tempfile.TemporaryDirectory() as scratch:
+        path = _download(registry, version, "artifacts/lineage.json", Path(scratch))
+        found = digest.sha256_file(path)
+        if found != expected:
+            raise IntegrityError(
+                [f"lineage.json: SHA-256 is {found}, expected {expected}"],
+                heading=f"{where}: its lineage record is not the one it was registered with; do not use it:",
+            )
+        return LineageRecord.from_json(path.read_bytes())
+
+
+def _download(registry: Registry, version: RegisteredVersion, path: str, target: Path) -> Path:
+    """One file or folder of the version's model, below `target`.
+
+    From where the files lie: for a `models:/` address MLflow would ask its global registry (tried).
+    """
+    from mlflow.artifacts import download_artifacts
+
+    with registry.errors(f"downloading {path} of {version.name} version {version.version}"):
+        root = registry.client.get_model_version_download_uri(version.name, version.version)
+        return Path(
+            download_artifacts(artifact_uri=f"{root}/{path}", dst_path=str(target), tracking_uri=registry.uri)
+        )

@@ -1,0 +1,1 @@
+"""A registered version at work: the model that MLflow loads."""

@@ -1,0 +1,7 @@
+"""The code MLflow stores with a version and runs to load it (models from code): no pickle is involved."""
+
+from mlflow.models import set_model
+
+from pipeline.serve.serving import PrefixModel
+
+set_model(PrefixModel())

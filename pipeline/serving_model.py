@@ -1,7 +1,0 @@
-"""The code MLflow stores with a version and runs to load it (models from code): no pickle is involved."""
-
-from mlflow.models import set_model
-
-from pipeline.serving import PrefixModel
-
-set_model(PrefixModel())

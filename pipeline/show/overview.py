@@ -1,0 +1,153 @@
+"""What the command line shows of a workspace without changing it: status, lineage, the data's card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline import servers
+from pipeline.base import base_model
+from pipeline.errors import DataError, RegistryError, WorkspaceError
+from pipeline.register import registry, versions
+from pipeline.register.registry import Registry
+from pipeline.show.pages import REPORTS
+from pipeline.versioning import git
+from pipeline.versioning.workspace import Workspace, find_workspace
+
+STAGES = ("candidate", "staging", "production", "archived")
+"""The aliases that are stages; a version may carry others, which mean nothing to us."""
+
+
+def overview(root: Path) -> dict[str, Any]:
+    """Where every prefix of the workspace stands.
+
+    Returns:
+        {workspace, commit, servers {mlflow, prefect} | null, prefixes: [{name, task, base_model, dataset {path,
+        md5 | null}, schedule | null, versions: [{version, stages, run_key, dataset_md5}], last {outcome, run} | null}]}
+    """
+    workspace = find_workspace(root)
+    params = workspace.params()
+    connection = _connect(workspace)
+    running = servers.endpoints(workspace.root)
+    prefixes = []
+    for name, entry in params.prefixes.items():
+        found = versions.list_versions(connection, name)
+        prefixes.append(
+            {
+                "name": name,
+                "task": entry.task,
+                "base_model": entry.base_model,
+                "dataset": {"path": entry.data.path, "md5": _current_md5(workspace, entry.data.path)},
+                "schedule": None if entry.schedule is None else entry.schedule.cron,
+                "versions": [
+                    {
+                        "version": version.version,
+                        "stages": [stage for stage in version.stages if stage in STAGES],
+                        "run_key": version.run_key,
+                        "dataset_md5": version.tags.get(versions.DATASET_MD5),
+                    }
+                    for version in found
+                    if version.duplicate_of is None
+                ],
+                "last": registry.last_outcome(connection, name),
+            }
+        )
+    return {
+        "workspace": str(workspace.root),
+        "commit": git.resolve(workspace.root, "HEAD"),
+        "servers": {"mlflow": running.mlflow_uri, "prefect": running.prefect_api_url}
+        if running.prefect_api_url
+        else None,
+        "prefixes": prefixes,
+    }
+
+
+def lineage_of(root: Path, reference: str) -> dict[str, Any]:
+    """What a version was made from: its verified lineage record, with its number and stages.
+
+    Args:
+        reference: NAME, NAME:NUMBER or NAME@STAGE; NAME alone is the newest version.
+
+    Raises:
+        RegistryError: there is no such version.
+        IntegrityError: the record is not what the version was registered with.
+    """
+    workspace = find_workspace(root)
+    connection = _connect(workspace)
+    name, which = _parse(connection, reference)
+    found = versions.lookup(connection, name, which)
+    stages = [stage for stage in found.version.stages if stage in STAGES]
+    record = json.loads(found.record.to_json())
+    return {
+        "version": found.version.version,
+        "stage": stages[-1] if stages else None,
+        "stages": stages,
+        "lineage_digest": found.record.digest,
+        **record,
+        "dataset": {**record["dataset"], "rows": record["dataset"]["rows"]["total"],
+                    "rows_per_split": {k: v for k, v in record["dataset"]["rows"].items() if k != "total"}},
+    }  # fmt: skip
+
+
+def data_card(root: Path, name: str) -> tuple[dict[str, Any], Path]:
+    """Validate the prefix's data as it lies in the workspace; its card, and the path of the card's page.
+
+    Raises:
+        DataError: every fault found, with file and line.
+    """
+    from pipeline.data import dataset
+
+    workspace = find_workspace(root)
+    params = workspace.params()
+    entry = params.prefix(name)
+    raw = workspace.root / entry.data.path
+    if entry.data.imported_from is not None and not raw.exists():
+        raise DataError(
+            [
+                f"{raw}: is not here yet; it is imported from {entry.data.imported_from} by `prefixline retrain {name}`"
+            ]
+        )
+    base = base_model.resolve(entry.base_model, params.base_model(name), workspace.root)
+    page = workspace.root / REPORTS / name / "data.html"
+    card = dataset.summarise(
+        raw,
+        entry.data,
+        entry.task,
+        tokenizer=base_model.tokenizer(base),
+        window=base_model.window(base),
+        prefix_length=entry.prefix.length,
+        page=page,
+    )
+    return card, page
+
+
+def _connect(workspace: Workspace) -> Registry:
+    where = servers.endpoints(workspace.root)
+    return registry.connect(where.mlflow_uri, artifact_root=where.artifact_root)
+
+
+def _parse(connection: Registry, reference: str) -> tuple[str, str]:
+    for separator in ("@", ":"):
+        name, found, which = reference.partition(separator)
+        if found and name and which:
+            return name, which
+    counting = [v for v in versions.list_versions(connection, reference) if v.duplicate_of is None]
+    if not counting:
+        raise RegistryError(
+            f"{reference}: no version is registered under this name; `prefixline status` lists them, "
+            "`prefixline retrain NAME` makes one"
+        )
+    return reference, counting[-1].version
+
+
+def _current_md5(workspace: Workspace, path: str) -> str | None:
+    from pipeline.versioning.stored import hash_in
+
+    file = workspace.root / f"{path}.dvc"
+    if not file.exists():
+        return None
+    try:
+        return hash_in(file.read_bytes(), str(file))
+    except WorkspaceError:
+        return None

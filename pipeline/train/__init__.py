@@ -1,0 +1,1 @@
+"""Training a prefix on prepared rows: batches, the loop, checkpoints."""

@@ -1,0 +1,311 @@
+"""Training a prefix on prepared rows: from an initial text to an adapter on disk.
+
+What is trained is the prefix and, for classification, the head on top of the base; the base itself is hashed
+before and after. The model stays in evaluation mode throughout: no dropout in a base that cannot adapt to it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pipeline import digest, files
+from pipeline.base.base_model import head_parameters, weights_digest, window_of
+from pipeline.errors import IntegrityError, PrefixError, TrainingError
+from pipeline.params import PrefixParams, Task, TrainingParams
+from pipeline.prefix.adapter import save_adapter
+from pipeline.prefix.attention import attach
+from pipeline.train import checkpoints, initialisation
+from pipeline.train.batches import ClassificationRows, GenerationRows, Rows
+from pipeline.train.training_loop import Ending, Loop, OnCurve
+
+if TYPE_CHECKING:
+    import datasets
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+ADAPTER, SUMMARY = "adapter", "summary.json"
+_HARMLESS = {"checkpoint_seconds", "threads"}
+"""Settings that may change between a training and its resumption."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainedSummary:
+    """What a training came to.
+
+    Attributes:
+        manifest: {file: SHA-256} of the adapter and the curves, relative to the output folder.
+        steps: optimiser steps done.
+        best_step: the step whose prefix was kept, the one with the best validation loss.
+        best_validation_loss: in nats; per row for classification, per target token for generation.
+        best_validation_accuracy: share of rows (of target tokens) predicted right at that step.
+        trainable_parameters: numbers trained (a projection counts whole, though it is folded away).
+        base_parameters: numbers of the frozen base, without a head.
+        seconds: in steps and validations, over all resumptions.
+        base_digest_before, base_digest_after: `pipeline.base.base_model.weights_digest`.
+        initial_text: what the prefix was started from; None for noise.
+        stopped: what ended it.
+    """
+
+    manifest: Mapping[str, str]
+    steps: int
+    best_step: int
+    best_validation_loss: float
+    best_validation_accuracy: float
+    trainable_parameters: int
+    base_parameters: int
+    seconds: float
+    base_digest_before: str
+    base_digest_after: str
+    initial_text: str | None
+    stopped: Ending
+
+    def to_json(self) -> dict[str, Any]:
+        """As trained.json holds it."""
+        return asdict(self)
+
+
+def train(
+    model: PreTrainedModel,
+    prefix_params: PrefixParams,
+    training_params: TrainingParams,
+    task: Task,
+    prepared: Path,
+    out: Path,
+    checkpoint_folder: Path,
+    *,
+    tokenizer: PreTrainedTokenizerFast,
+    labels: Sequence[str] | None,
+    base_name: str,
+    base_digest: str | None = None,
+    on_curve: OnCurve | None = None,
+) -> TrainedSummary:
+    """Train a prefix for `model`; write `adapter/` and `curves.jsonl` to `out`.
+
+    The model is left as it was found, head included. Interrupted (Ctrl-C, SIGTERM, a kill), the same call goes
+    on from the newest checkpoint, to the same bits; finished, it only writes the outputs again.
+
+    Args:
+        model: from `pipeline.base.base_model.load`.
+        prepared: the folder with train/ and validation/, each saved by `datasets.save_to_disk`.
+        out: where the results go.
+        checkpoint_folder: this training's own, kept between attempts.
+        labels: the class names in the order of the label numbers; None for generation.
+        base_name: what the adapter's config names as its base.
+        base_digest: the base's identity, to be recorded in the adapter.
+        on_curve: told each line of the curves; after a resumption steps since the checkpoint come again.
+
+    Raises:
+        PrefixError: the model or the rows cannot carry this prefix; before anything is computed.
+        NonFiniteLossError, TrainingInterruptedError, TrainingError: see `pipeline.train.training_loop.Loop.run`.
+        IntegrityError: the base's weights changed.
+    """
+    digest_before = weights_digest(model)
+    job = _Job(
+        model, prefix_params, training_params, task, prepared, checkpoint_folder, tokenizer, labels, base_name,
+        base_digest, digest_before,
+    )  # fmt: skip
+    with _threads(training_params.threads), checkpoints.locked(checkpoint_folder):
+        summary = job.finished() or job.run(on_curve)
+        with checkpoints.saving("the trained prefix", out):
+            content = checkpoints.opened(job.result)
+            with files.new_folder(out / ADAPTER) as fresh:
+                shutil.copytree(content / ADAPTER, fresh, dirs_exist_ok=True)
+            files.write_bytes(out / checkpoints.CURVES, (content / checkpoints.CURVES).read_bytes())
+    return summary
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The arguments of `train`, and what is done with them."""
+
+    model: PreTrainedModel
+    prefix_params: PrefixParams
+    training_params: TrainingParams
+    task: Task
+    prepared: Path
+    folder: Path
+    tokenizer: PreTrainedTokenizerFast
+    labels: Sequence[str] | None
+    base_name: str
+    base_digest: str | None
+    weights: str
+
+    @property
+    def result(self) -> Path:
+        """Where a finished training is kept."""
+        return self.folder / "finished"
+
+    @cached_property
+    def identity(self) -> str:
+        """Of all that decides the result: what a checkpoint must share to be resumed."""
+        return digest.digest(
+            {
+                "prefix": self.prefix_params.model_dump(),
+                "training": self.training_params.model_dump(exclude=_HARMLESS),
+                "task": self.task,
+                "labels": None if self.labels is None else list(self.labels),
+                # The rows alone: what datasets writes beside them may differ from one preparation to the next.
+                "rows": [
+                    digest.sha256_file(file)
+                    for split in ("train", "validation")
+                    for file in sorted((self.prepared / split).glob("*.arrow"))
+                ],
+                "base": [self.base_name, self.base_digest, self.weights],
+                "head": {name: tensor.tolist() for name, tensor in head_parameters(self.model).items()},
+            }
+        )
+
+    def finished(self) -> TrainedSummary | None:
+        """The summary of an earlier call that came to its end; None if there was none, or it was damaged."""
+        if not self.result.exists():
+            return None
+        try:
+            recorded = json.loads((checkpoints.opened(self.result) / SUMMARY).read_text(encoding="utf-8"))
+        except IntegrityError as error:
+            _log.warning("a finished training is not used, and done again: %s", error)
+            shutil.rmtree(self.result)
+            return None
+        checkpoints.check_identity(self.folder, recorded.pop("identity"), self.identity)
+        return TrainedSummary(**recorded)
+
+    def run(self, on_curve: OnCurve | None) -> TrainedSummary:
+        """Train, and keep the result."""
+        rows, validation = self._split("train"), self._split("validation")
+        prefix, text = initialisation.start(
+            self.model,
+            self.prefix_params,
+            self.task,
+            tokenizer=self.tokenizer,
+            labels=self.labels,
+            rows=_saved(self.prepared, "train"),
+            seed=self.training_params.seed,
+        )
+        groups = {"prefix": dict(prefix.named_parameters()), "head": head_parameters(self.model)}
+        with _trainable(groups["head"]), attach(self.model, prefix):
+            loop = Loop(
+                self.model,
+                groups,
+                rows=rows,
+                validation=validation,
+                params=self.training_params,
+                folder=self.folder,
+                identity=self.identity,
+                on_curve=on_curve,
+                unit="tokens" if self.task == "generation" else "examples",
+            )
+            stopped = loop.run()
+        counters = loop.counters
+        after = weights_digest(self.model)
+        if after != self.weights:
+            raise IntegrityError(
+                [f"weights were {self.weights}", f"weights are  {after}"],
+                heading=f"{self.base_name}: the frozen base changed during training; the prefix is not kept:",
+            )
+        if counters.best_loss is None or counters.best_accuracy is None:
+            raise TrainingError("no validation was done; this is a fault of prefixline, please report it")
+        with torch.no_grad():
+            for name, parameter in prefix.named_parameters():
+                parameter.copy_(loop.best[f"prefix.{name}"])
+        with (
+            checkpoints.saving("the trained prefix", self.folder),
+            checkpoints.sealed(self.result) as content,
+        ):
+            save_adapter(
+                content / ADAPTER,
+                prefix,
+                self.model,
+                head={name: loop.best[f"head.{name}"] for name in groups["head"]},
+                task=self.task,
+                base_name=self.base_name,
+                base_digest=self.base_digest,
+                labels=self.labels,
+            )
+            shutil.copy(self.folder / checkpoints.CURVES, content / checkpoints.CURVES)
+            summary = TrainedSummary(
+                manifest=digest.manifest(content),
+                steps=counters.step,
+                best_step=counters.best_step,
+                best_validation_loss=counters.best_loss,
+                best_validation_accuracy=counters.best_accuracy,
+                trainable_parameters=sum(parameter.numel() for parameter in loop.trained.values()),
+                base_parameters=_base_parameters(self.model),
+                seconds=round(counters.seconds, 3),
+                base_digest_before=self.weights,
+                base_digest_after=after,
+                initial_text=text,
+                stopped=stopped,
+            )
+            files.write_json(content / SUMMARY, {"identity": self.identity, **summary.to_json()})
+        checkpoints.drop(self.folder)
+        return summary
+
+    def _split(self, split: str) -> Rows:
+        """The rows of a split.
+
+        Raises:
+            TrainingError: there are none.
+            PrefixError: one is too long to stand behind the prefix.
+        """
+        if not any((self.prepared / split).glob("*.arrow")):
+            raise TrainingError(
+                f"{self.prepared / split} has no rows; add data, or give data.splits.{split} a larger share"
+            )
+        saved = _saved(self.prepared, split)
+        pad = self.model.config.pad_token_id or 0
+        kind = ClassificationRows if self.task == "classification" else GenerationRows
+        rows: Rows = kind(saved, pad=pad)
+        length, window, longest = self.prefix_params.length, window_of(self.model), int(rows.lengths.max())
+        if length + longest > window:
+            row = int(rows.lengths.argmax())
+            raise PrefixError(
+                f"{split} row {row} ({saved[row]['row_id']}) has {longest} tokens; with a prefix of {length} they need "
+                f"{length + longest} positions, and the base has {window}. Shorten prefix.length or data.max_tokens"
+            )
+        return rows
+
+
+def _saved(prepared: Path, split: str) -> datasets.Dataset:
+    import datasets
+
+    return datasets.load_from_disk(str(prepared / split))
+
+
+def _base_parameters(model: PreTrainedModel) -> int:
+    head = {id(parameter) for parameter in head_parameters(model).values()}
+    return sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in head)
+
+
+@contextmanager
+def _trainable(head: Mapping[str, torch.nn.Parameter]) -> Iterator[None]:
+    """The head takes gradients inside the block, and is as before after it."""
+    before = {name: parameter.detach().clone() for name, parameter in head.items()}
+    for parameter in head.values():
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for name, parameter in head.items():
+            parameter.requires_grad_(False)
+            parameter.grad = None
+            parameter.copy_(before[name])
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,350 @@
+"""The optimiser's loop: steps, validations, checkpoints, and how it ends early.
+
+Everything that decides the result is a function of the settings and of what a checkpoint holds, so a training
+that was killed and resumed ends with the same bits as one that was not (on the same machine, with the same
+number of threads).
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from pipeline.errors import NonFiniteLossError, TrainingInterruptedError
+from pipeline.params import TrainingParams
+from pipeline.train import checkpoints
+from pipeline.train.batches import Indices, Rows, epoch_steps, validation_batches
+from pipeline.train.losses import batch_loss
+from pipeline.train.progress import TrainingProgress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Ending = Literal["epochs", "max_steps", "patience"]
+OnCurve = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which step does what.
+
+    Attributes:
+        epoch_steps: optimiser steps in an epoch.
+        total: optimiser steps in all.
+    """
+
+    params: TrainingParams
+    epoch_steps: int
+    total: int
+
+    @classmethod
+    def of(cls, params: TrainingParams, examples: int) -> Plan:
+        """The plan for so many training examples."""
+        steps = math.ceil(examples / params.batch_size)
+        total = steps * params.epochs
+        return cls(params, steps, min(total, params.max_steps or total))
+
+    def validates_after(self, step: int) -> bool:
+        """Whether step number `step` (from 1) is followed by a validation: evenly in each epoch, and at the end."""
+        within = (step - 1) % self.epoch_steps + 1
+        times = self.params.validations_per_epoch
+        due = {math.ceil(self.epoch_steps * k / times) for k in range(1, times + 1)}
+        return within in due or step == self.total
+
+    def rate(self, step: int) -> float:
+        """The share of the learning rate that step number `step` (from 1) takes.
+
+        Rises in equal parts over the warm-up to 1, then stays, or falls to reach 0 one step after the last.
+        """
+        warm = round(self.params.warmup * self.total)
+        if step <= warm:
+            return step / warm
+        left = (self.total + 1 - step) / (self.total + 1 - warm)
+        if self.params.schedule == "constant":
+            return 1.0
+        return left if self.params.schedule == "linear" else (1 - math.cos(math.pi * left)) / 2
+
+
+@dataclass
+class Counters:
+    """What a checkpoint holds besides tensors.
+
+    Attributes:
+        step: optimiser steps done.
+        validation_due: the last step asks for a validation that is not done yet.
+        best_step, best_loss, best_accuracy: of the best validation so far.
+        worse: validations since then.
+        seconds: spent so far.
+        curve_bytes: length of curves.jsonl.
+    """
+
+    step: int = 0
+    validation_due: bool = False
+    best_step: int = 0
+    best_loss: float | None = None
+    best_accuracy: float | None = None
+    worse: int = 0
+    seconds: float = 0.0
+    curve_bytes: int = 0
+
+
+class Interruption:
+    """While in force, the first SIGINT or SIGTERM is only noted; the second SIGINT interrupts at once.
+
+    Signals reach the main thread alone: elsewhere nothing is caught.
+    """
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.name is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.name = signal.Signals(number).name
+
+
+class Loop:
+    """One training of named tensors: those of the prefix and of the head.
+
+    Args:
+        model: the frozen base with the prefix attached, in evaluation mode (a frozen base has no use for dropout).
+        groups: {"prefix": {name: parameter}, "head": {name: parameter}}; all that is trained.
+        rows, validation: the splits.
+        folder: for checkpoints and curves.
+        identity: digest of all that decides the result; a checkpoint of another is refused.
+        on_curve: told each line of the curves as it is written.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        groups: Mapping[str, Mapping[str, torch.nn.Parameter]],
+        *,
+        rows: Rows,
+        validation: Rows,
+        params: TrainingParams,
+        folder: Path,
+        identity: str,
+        on_curve: OnCurve | None,
+        unit: str,
+    ) -> None:
+        self.counters = Counters()
+        self.plan = Plan.of(params, len(rows.lengths))
+        self._model, self._rows, self._validation = model, rows, validation
+        self._params, self._folder, self._identity = params, folder, identity
+        self._on_curve, self._unit = on_curve, unit
+        self.trained = {
+            f"{group}.{name}": p for group, members in groups.items() for name, p in members.items()
+        }
+        self.best = self._copied()
+        rates = {"prefix": params.learning_rate, "head": params.head_learning_rate}
+        self._optimiser = torch.optim.AdamW(
+            [
+                {"params": list(members.values()), "base": rates[group]}
+                for group, members in groups.items()
+                if members
+            ],
+            weight_decay=params.weight_decay,
+        )
+        self._epoch: tuple[int, list[Indices]] = (-1, [])
+
+    # -- the loop ------------------------------------------------------------------------------------------
+
+    def run(self) -> Ending:
+        """Train to the end; the best tensors are then in `best`.
+
+        Raises:
+            NonFiniteLossError: a loss or gradient is NaN or infinite; no checkpoint of that step is kept.
+            TrainingInterruptedError: SIGINT or SIGTERM came; a checkpoint was written.
+            TrainingError: a checkpoint could not be written, or those there are of another training.
+        """
+        self._resume()
+        saved = time.monotonic()
+        counters, plan = self.counters, self.plan
+        with (
+            (self._folder / checkpoints.CURVES).open("ab", buffering=0) as self._curves,
+            TrainingProgress(plan.total, unit=self._unit) as self._progress,
+            Interruption() as self._interruption,
+        ):
+            if counters.step:
+                self._progress.say(f"going on after step {counters.step} of {plan.total}")
+            if counters.validation_due:
+                self._validate()
+            while True:
+                if self._params.patience is not None and counters.worse >= self._params.patience:
+                    return "patience"
+                if counters.step == plan.total:
+                    return "epochs" if plan.total == plan.epoch_steps * self._params.epochs else "max_steps"
+                self._step()
+                self._stop_if_interrupted()
+                if counters.validation_due:
+                    self._validate()
+                if time.monotonic() - saved >= self._params.checkpoint_seconds:
+                    self._save()
+                    saved = time.monotonic()
+
+    def _step(self) -> None:
+        began = time.monotonic()
+        counters = self.counters
+        step = counters.step + 1
+        batches = self._rows.batches(self._examples(step), self._params.gradient_accumulation)
+        targets = sum(len(batch.targets) for batch in batches)
+        share = self.plan.rate(step)
+        for group in self._optimiser.param_groups:
+            group["lr"] = group["base"] * share
+        self._optimiser.zero_grad()
+        loss = 0.0
+        for batch in batches:
+            # By the step's targets, not the batch's: so its pieces add up to the gradient of the whole.
+            piece = batch_loss(self._model, batch).total / targets
+            piece.backward()  # type: ignore[no-untyped-call]
+            loss += piece.item()
+        norm = float(torch.nn.utils.clip_grad_norm_(self.trained.values(), self._params.max_grad_norm))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self._fail(step, f"the loss is {loss:g} and the gradient's norm {norm:g}")
+        self._optimiser.step()
+        counters.step = step
+        counters.validation_due = self.plan.validates_after(step)
+        seconds = time.monotonic() - began
+        counters.seconds += seconds
+        rate = targets / max(seconds, 1e-9)
+        self._progress.step(step, loss=loss, rate=rate)
+        self._note(
+            kind="step",
+            loss=loss,
+            learning_rate=self._params.learning_rate * share,
+            grad_norm=norm,
+            targets_per_second=round(rate, 1),
+        )
+
+    @torch.no_grad()
+    def _validate(self) -> None:
+        began = time.monotonic()
+        counters = self.counters
+        total, targets, right = 0.0, 0, 0
+        for batch in validation_batches(self._validation):
+            piece = batch_loss(self._model, batch)
+            total, targets, right = total + piece.total.item(), targets + piece.targets, right + piece.right
+            self._stop_if_interrupted()
+        loss, accuracy = total / targets, right / targets
+        if not math.isfinite(loss):
+            self._fail(counters.step, f"the validation loss is {loss:g}")
+        counters.validation_due = False
+        if counters.best_loss is None or loss < counters.best_loss:
+            counters.best_step, counters.best_loss, counters.best_accuracy = counters.step, loss, accuracy
+            counters.worse = 0
+            self.best = self._copied()
+        else:
+            counters.worse += 1
+        counters.seconds += time.monotonic() - began
+        self._progress.say(
+            f"step {counters.step}/{self.plan.total}  validation loss {loss:.4f}  accuracy {accuracy:.4f}"
+            + ("  best so far" if not counters.worse else "")
+        )
+        self._note(kind="validation", loss=loss, accuracy=accuracy)
+
+    def _examples(self, step: int) -> Indices:
+        epoch, within = divmod(step - 1, self.plan.epoch_steps)
+        if self._epoch[0] != epoch:
+            params = self._params
+            steps = epoch_steps(self._rows.lengths, params.batch_size, seed=params.seed, epoch=epoch)
+            self._epoch = (epoch, steps)
+        return self._epoch[1][within]
+
+    def _note(self, **figures: Any) -> None:
+        step = self.counters.step
+        line = {
+            "step": step,
+            "epoch": round(step / self.plan.epoch_steps, 4),
+            "seconds": round(self.counters.seconds, 3),
+            **figures,
+        }
+        content = json.dumps(line).encode() + b"\n"
+        with checkpoints.saving("the curve", self._folder):
+            if self._curves.write(content) != len(content):  # the last bytes that the disk had room for
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if self._on_curve is not None:
+            self._on_curve(line)
+
+    def _fail(self, step: int, what: str) -> None:
+        rate = self._params.learning_rate * self.plan.rate(step)
+        raise NonFiniteLossError(
+            f"step {step} of {self.plan.total}: {what}, at learning rate {rate:.3g}. "
+            f"Lower training.learning_rate (it is {self._params.learning_rate:g}) or training.max_grad_norm, or give "
+            "training.warmup a larger share; no checkpoint of this step was kept"
+        )
+
+    def _stop_if_interrupted(self) -> None:
+        if self._interruption.name is None:
+            return
+        self._save()
+        raise TrainingInterruptedError(
+            f"stopped by {self._interruption.name} after step {self.counters.step} of {self.plan.total}; "
+            "a checkpoint is kept: run the same command again and training goes on from there"
+        )
+
+    # -- checkpoints ---------------------------------------------------------------------------------------
+
+    def _copied(self) -> dict[str, torch.Tensor]:
+        return {name: parameter.detach().clone() for name, parameter in self.trained.items()}
+
+    def _save(self) -> None:
+        if not all(torch.isfinite(parameter).all() for parameter in self.trained.values()):
+            self._fail(self.counters.step, "the trained numbers are not finite")
+        with checkpoints.saving("the curve", self._folder):
+            os.fsync(self._curves.fileno())
+        self.counters.curve_bytes = self._curves.tell()
+        tensors = {f"now.{name}": parameter.detach() for name, parameter in self.trained.items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
+        for name, parameter in self.trained.items():
+            for key, value in self._optimiser.state[parameter].items():
+                tensors[f"adam.{key}.{name}"] = value
+        tensors["generator"] = torch.get_rng_state()
+        state = {"identity": self._identity, **asdict(self.counters)}
+        checkpoints.write(self._folder, self.counters.step, state, tensors)
+
+    def _resume(self) -> None:
+        with checkpoints.saving("the curve", self._folder):
+            found = checkpoints.newest(self._folder)
+            curves = self._folder / checkpoints.CURVES
+            if found is None:
+                curves.unlink(missing_ok=True)
+                return
+            state, tensors = found
+            checkpoints.check_identity(self._folder, state.pop("identity"), self._identity)
+            os.truncate(curves, state["curve_bytes"])  # steps that will be done again
+        self.counters = Counters(**state)
+        with torch.no_grad():
+            for name, parameter in self.trained.items():
+                parameter.copy_(tensors[f"now.{name}"])
+                self.best[name].copy_(tensors[f"best.{name}"])
+        for name, parameter in self.trained.items():
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                value = tensors[f"adam.{key}.{name}"]
+                self._optimiser.state[parameter][key] = value if key == "step" else value.to(parameter.device)
+        torch.set_rng_state(tensors["generator"])

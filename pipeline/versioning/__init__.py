@@ -1,0 +1,1 @@
+"""What git and DVC keep: the workspace, dataset versions, experiments and their outputs."""

@@ -1,0 +1,272 @@
+"""The pages in a real browser: wide and narrow, light and dark, with script, without a network."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pipeline.show.report import write_index, write_report
+from tests import report_data
+from tests.show.test_report import HOSTILE
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+pytestmark = pytest.mark.browser
+
+FLAGS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+PAGES = ("eight", "many", "generation", "rejected", "first", "failed", "hostile", "index")
+WIDTHS = (390, 1280)
+
+# The lowest contrast (WCAG 2.2, 1.4.3) of any visible text with what lies behind it, and which text that is.
+LOWEST_CONTRAST = """() => {
+  const parse = (colour) => {
+    const [r, g, b, a = 1] = colour.match(/[\\d.]+/g).map(Number);
+    return [r, g, b, a];
+  };
+  const over = (top, under) => [0, 1, 2].map((i) => top[i] * top[3] + under[i] * (1 - top[3]));
+  const luminance = (colour) => {
+    const [r, g, b] = colour.map((c) => (c / 255 <= 0.04045 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = (element) => {
+    const layers = [];
+    for (let at = element; at; at = at.parentElement) layers.push(parse(getComputedStyle(at).backgroundColor));
+    return layers.reduceRight((under, layer) => over(layer, under), [255, 255, 255]);
+  };
+  let lowest = { ratio: 21, text: "" };
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  let count = 0;
+  while (walker.nextNode()) {
+    const element = walker.currentNode.parentElement;
+    const text = walker.currentNode.textContent.trim();
+    if (!text || ["SCRIPT", "STYLE", "title"].includes(element.tagName)) continue;
+    if (!element.getClientRects().length) continue;
+    const style = getComputedStyle(element);
+    const colour = parse(element.closest("svg") ? style.fill : style.color);
+    const background = behind(element);
+    const pair = [luminance(over(colour, background)), luminance(background)].sort((a, b) => b - a);
+    const ratio = (pair[0] + 0.05) / (pair[1] + 0.05);
+    count += 1;
+    if (ratio < lowest.ratio) lowest = { ratio, text };
+  }
+  return { ...lowest, count };
+}"""
+
+# Pairs of labels in the same picture whose boxes overlap, the smaller by more than a tenth of its area.
+OVERLAPS = """() => {
+  const found = [];
+  for (const svg of document.querySelectorAll("figure svg")) {
+    const texts = [...svg.querySelectorAll("text")].map((t) => [t.textContent.trim(), t.getBoundingClientRect(), t]);
+    for (const [i, [a, ra, ta]] of texts.entries()) {
+      for (const [b, rb, tb] of texts.slice(i + 1)) {
+        // The bounding box of slanted text is not where its letters are.
+        if ([ta, tb].some((t) => /rotate\\((?!-?0\\b|-?90\\b)/.test(t.getAttribute("transform") || ""))) continue;
+        const width = Math.min(ra.right, rb.right) - Math.max(ra.left, rb.left);
+        const height = Math.min(ra.bottom, rb.bottom) - Math.max(ra.top, rb.top);
+        if (width <= 0 || height <= 0) continue;
+        const smaller = Math.min(ra.width * ra.height, rb.width * rb.height);
+        if (width * height > 0.1 * smaller) found.push([a, b]);
+      }
+    }
+  }
+  return found;
+}"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, inputs = tmp_path_factory.mktemp("reports"), tmp_path_factory.mktemp("inputs")
+    pages = {
+        "eight": report_data.classification(inputs / "eight", rows=600),
+        "many": report_data.classification(
+            inputs / "many", labels=report_data.INTENTS, rows=1500, prefix="banking"
+        ),
+        "generation": report_data.generation(inputs / "generation", rows=90),
+        "rejected": report_data.rejected(inputs / "rejected"),
+        "first": report_data.classification(
+            inputs / "first", rows=400, accuracies={"prefix": 0.75, "base": 0.55}, version="1"
+        ),
+        "failed": report_data.bare(),
+        "hostile": report_data.classification(inputs / "hostile", labels=(*HOSTILE, "a" * 300), rows=300),
+    }
+    for name, data in pages.items():
+        write_report(data, folder / f"{name}.html")
+    write_index(folder)
+    assert sorted(path.stem for path in folder.glob("*.html")) == sorted(PAGES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    from playwright.sync_api import sync_playwright
+
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next((found for name in names if (found := shutil.which(name))), None)
+    assert path is not None, f"none of {', '.join(names)} is installed; these tests need one"
+    with sync_playwright() as playwright:
+        # Every launch makes a profile folder of its own and deletes it afterwards.
+        browser = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
+        yield browser
+        browser.close()
+
+
+class Opened:
+    """A page in a fresh browser context, with what it asked for and what it complained about."""
+
+    def __init__(self, browser: Browser, path: Path, *, width: int = 1280, scheme: Any = "light") -> None:
+        self.context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme)
+        self.page: Page = self.context.new_page()
+        self.requests: list[str] = []
+        self.complaints: list[str] = []
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.goto(path.as_uri())
+
+    def __enter__(self) -> Opened:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.context.close()
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_fits_its_window_asks_for_nothing_and_complains_about_nothing(
+    browser: Browser, folder: Path, name: str, width: int
+) -> None:
+    with Opened(browser, folder / f"{name}.html", width=width) as opened:
+        widths = opened.page.evaluate("[document.documentElement.scrollWidth, document.body.scrollWidth]")
+        assert max(widths) <= width
+        assert [url for url in opened.requests if not url.startswith(("file://", "data:"))] == []
+        assert len([url for url in opened.requests if url.startswith("file://")]) == 1
+        assert opened.complaints == []
+        assert opened.page.evaluate(OVERLAPS) == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", PAGES)
+def test_all_text_can_be_read_in_light_and_in_dark(
+    browser: Browser, folder: Path, name: str, scheme: str
+) -> None:
+    with Opened(browser, folder / f"{name}.html", scheme=scheme) as opened:
+        lowest = opened.page.evaluate(LOWEST_CONTRAST)
+        assert lowest["count"] > 10
+        assert lowest["ratio"] >= 4.5, lowest
+        page = opened.page.evaluate("getComputedStyle(document.body).backgroundColor")
+        red = int(page.removeprefix("rgb(").split(",")[0])
+        assert red > 200 if scheme == "light" else red < 50
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", ["eight", "rejected", "generation"])
+def test_every_criterion_and_its_result_are_on_screen(
+    browser: Browser, folder: Path, name: str, width: int
+) -> None:
+    with Opened(browser, folder / f"{name}.html", width=width) as opened:
+        rows = opened.page.locator("#criteria tbody tr")
+        assert rows.count() >= 4
+        for row in rows.all():
+            assert row.is_visible()
+            result = row.locator(".badge")
+            assert result.is_visible()
+            assert result.inner_text().strip() in ("Passed", "Failed")
+            box = result.bounding_box()
+            assert box is not None
+            assert box["x"] >= 0
+            assert box["x"] + box["width"] <= width
+
+
+def test_the_table_of_classes_sorts_by_any_column_and_by_keyboard(browser: Browser, folder: Path) -> None:
+    with Opened(browser, folder / "many.html") as opened:
+        table = opened.page.locator("#classes table")
+
+        def column(number: int) -> list[str]:
+            cells = table.locator(f"tbody tr > :nth-child({number})")
+            return [text.strip() for text in cells.all_inner_texts()]
+
+        assert table.locator("th[aria-sort=ascending]").inner_text().strip() == "F1"
+        before = [float(value) for value in column(6)]
+        assert before == sorted(before)
+        assert len(before) == 77
+        button = table.get_by_role("button", name="Class", exact=True)
+        button.click()
+        assert column(2) == sorted(column(2))
+        assert table.locator("th[aria-sort]").count() == 1
+        button.press("Enter")
+        assert column(2) == sorted(column(2), reverse=True)
+        assert table.locator("th[aria-sort=descending]").inner_text().strip() == "Class"
+        table.get_by_role("button", name="No.").click()
+        assert [int(value) for value in column(1)] == list(range(77, 0, -1))
+
+
+def test_a_hash_can_be_copied(browser: Browser, folder: Path) -> None:
+    with Opened(browser, folder / "eight.html") as opened:
+        button = opened.page.locator("#lineage button.copy").first
+        button.click()
+        opened.page.wait_for_function("document.querySelector('#lineage button.copy').textContent !== 'Copy'")
+        code = opened.page.locator("#lineage code.hash").first.inner_text()
+        assert opened.page.evaluate("getSelection().toString()").strip() == code
+
+
+def test_hostile_text_runs_nothing(browser: Browser, folder: Path) -> None:
+    with Opened(browser, folder / "hostile.html") as opened:
+        dialogs: list[str] = []
+        opened.page.on("dialog", lambda dialog: dialogs.append(dialog.message))
+        opened.page.reload()
+        assert dialogs == []
+        assert opened.page.locator("script").count() == 1
+        assert opened.page.locator("#classes").get_by_text(HOSTILE[0]).count() == 1
+
+
+def test_the_security_policy_stops_script_and_pictures_that_are_not_the_pages_own(
+    browser: Browser, folder: Path, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/x.png"
+        injected = f'<script>window.hacked = 1</script><img src="{address}" onerror="window.hacked = 2">'
+        content = (folder / "failed.html").read_text().replace("<main>", "<main>" + injected)
+        (tmp_path / "page.html").write_text(content)
+        with Opened(browser, tmp_path / "page.html") as opened:
+            opened.page.wait_for_load_state("networkidle")
+            assert opened.page.evaluate("window.hacked") is None
+            assert len([text for text in opened.complaints if "Content Security Policy" in text]) >= 2
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
+def test_the_index_leads_to_every_report_and_sorts(browser: Browser, folder: Path) -> None:
+    with Opened(browser, folder / "index.html") as opened:
+        links = opened.page.locator("tbody a")
+        assert links.count() == len(PAGES) - 1
+        opened.page.get_by_role("button", name="Outcome").click()
+        outcomes = opened.page.locator("tbody .badge").all_inner_texts()
+        assert outcomes == sorted(outcomes)
+        links.first.click()
+        opened.page.wait_for_load_state()
+        assert opened.page.locator("#verdict").is_visible()
+
+
+def test_a_printed_page_is_light_whole_and_without_buttons(
+    browser: Browser, folder: Path, tmp_path: Path
+) -> None:
+    with Opened(browser, folder / "many.html") as opened:
+        opened.page.emulate_media(media="print")
+        opened.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        assert opened.page.locator("button.copy:visible").count() == 0
+        assert opened.page.locator("details:not([open])").count() == 0
+        cut = "e => e.scrollHeight > e.clientHeight + 1 && getComputedStyle(e).overflowY !== 'visible'"
+        assert not any(opened.page.locator(".scroll").nth(i).evaluate(cut)
+                       for i in range(opened.page.locator(".scroll").count()))  # fmt: skip
+        document = opened.page.pdf(path=tmp_path / "page.pdf", format="A4")
+        assert document.startswith(b"%PDF")

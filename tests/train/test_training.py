@@ -1,0 +1,870 @@
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+
+from pipeline.base import base_model
+from pipeline.base.base_files import identity_files
+from pipeline.base.base_model import ResolvedBase, head_parameters
+from pipeline.digest import digest, manifest
+from pipeline.errors import (
+    IntegrityError,
+    NonFiniteLossError,
+    PrefixError,
+    PrefixlineError,
+    TrainingError,
+    TrainingInterruptedError,
+)
+from pipeline.params import BaseModelParams, PrefixParams, TrainingParams
+from pipeline.prefix.adapter import install_head, load_adapter
+from pipeline.prefix.attention import attach
+from pipeline.prefix.tuning import Prefix, PrefixShape, text_key_values
+from pipeline.train import checkpoints, training_loop
+from pipeline.train.batches import GenerationRows
+from pipeline.train.initialisation import exactly, task_text
+from pipeline.train.progress import TrainingProgress
+from pipeline.train.training import TrainedSummary, train
+from pipeline.train.training_loop import Interruption, Loop, Plan
+from tests.training_data import LABELS, classification_rows, generation_rows
+
+PREFIX = {"length": 3}
+TRAINING = {
+    "learning_rate": 0.1,
+    "head_learning_rate": 0.01,
+    "epochs": 2,
+    "batch_size": 8,
+    "validations_per_epoch": 2,
+    "checkpoint_seconds": 0,
+}
+"""10 steps over 40 training rows, with validations after steps 3, 5, 8 and 10."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def resolved(folder: Path) -> ResolvedBase:
+    params = {"source": {"path": str(folder)}, "digest": digest(identity_files(folder))}
+    return base_model.resolve("tiny", BaseModelParams.model_validate(params), folder)
+
+
+@dataclass
+class Bench:
+    """A base, rows for it, and a place to train in."""
+
+    task: Any
+    base: ResolvedBase
+    prepared: Path
+    root: Path
+    lines: list[Mapping[str, Any]] = field(default_factory=list)
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        return LABELS if self.task == "classification" else None
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def adapter(self) -> bytes:
+        return (self.root / "out" / "adapter" / "adapter_model.safetensors").read_bytes()
+
+    def model(self) -> Any:
+        return base_model.load(self.base, self.task, labels=self.labels)
+
+    def train(
+        self,
+        *,
+        model: Any = None,
+        prefix: Mapping[str, Any] = PREFIX,
+        on_curve: Callable[[Mapping[str, Any]], None] | None = None,
+        **training: Any,
+    ) -> TrainedSummary:
+        def note(line: Mapping[str, Any]) -> None:
+            self.lines.append(line)
+            if on_curve is not None:
+                on_curve(line)
+
+        return train(
+            model or self.model(),
+            PrefixParams.model_validate(prefix),
+            TrainingParams.model_validate({**TRAINING, **training}),
+            self.task,
+            self.prepared,
+            self.root / "out",
+            self.checkpoints,
+            tokenizer=base_model.tokenizer(self.base),
+            labels=self.labels,
+            base_name="tiny",
+            base_digest=self.base.digest,
+            on_curve=note,
+        )
+
+    def beside(self, name: str) -> Bench:
+        """The same task, trained in another place."""
+        return Bench(self.task, self.base, self.prepared, self.root / name)
+
+
+def sharpened(folder: Path, copy: Path) -> Path:
+    """A tiny base with larger weights, so that its attention tells tokens apart and a prefix can act."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(folder, copy)
+    weights = load_file(copy / "model.safetensors")
+    larger = {name: w if "norm" in name.lower() else w * 10 for name, w in weights.items()}
+    save_file(larger, copy / "model.safetensors", metadata={"format": "pt"})
+    return copy
+
+
+@pytest.fixture(scope="session")
+def sharp_decoder(decoder_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return sharpened(decoder_folder, tmp_path_factory.mktemp("sharp") / "decoder")
+
+
+@pytest.fixture(scope="session")
+def sharp_encoder(encoder_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return sharpened(encoder_folder, tmp_path_factory.mktemp("sharp") / "encoder")
+
+
+@pytest.fixture(scope="session")
+def class_rows(encoder_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tokenizer = base_model.tokenizer(resolved(encoder_folder))
+    return classification_rows(tmp_path_factory.mktemp("class"), tokenizer, {"train": 40, "validation": 20})
+
+
+@pytest.fixture(scope="session")
+def text_rows(decoder_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tokenizer = base_model.tokenizer(resolved(decoder_folder))
+    return generation_rows(tmp_path_factory.mktemp("text"), tokenizer, {"train": 40, "validation": 20})
+
+
+@pytest.fixture
+def classification(sharp_encoder: Path, class_rows: Path, tmp_path: Path) -> Bench:
+    return Bench("classification", resolved(sharp_encoder), class_rows, tmp_path)
+
+
+@pytest.fixture
+def generation(sharp_decoder: Path, text_rows: Path, tmp_path: Path) -> Bench:
+    return Bench("generation", resolved(sharp_decoder), text_rows, tmp_path)
+
+
+@pytest.fixture(params=["classification", "generation"])
+def bench(request: pytest.FixtureRequest) -> Bench:
+    found: Bench = request.getfixturevalue(request.param)
+    return found
+
+
+def at_step(step: int, act: Callable[[], Any]) -> Callable[[Mapping[str, Any]], None]:
+    """Do something once, when the curve has reached a step."""
+
+    def on_curve(line: Mapping[str, Any]) -> None:
+        if line["kind"] == "step" and line["step"] == step:
+            act()
+
+    return on_curve
+
+
+def figures(path: Path) -> list[dict[str, Any]]:
+    """The curve without what depends on the clock."""
+    clock = {"seconds", "targets_per_second"}
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in clock} for line in lines]
+
+
+class CrashError(Exception):
+    """What no handler of ours expects."""
+
+
+def crash() -> None:
+    raise CrashError
+
+
+# -- what is learnt ------------------------------------------------------------------------------------------
+
+
+def test_a_generation_prefix_learns_and_moves_at_every_layer(generation: Bench) -> None:
+    summary = generation.train(epochs=8, learning_rate=0.3, checkpoint_seconds=1e9)
+    losses = [line["loss"] for line in generation.lines if line["kind"] == "validation"]
+    assert summary.best_validation_loss < losses[0] - 0.5
+    model = generation.model()
+    prefix, head = load_adapter(generation.root / "out" / "adapter", model)
+    words = base_model.tokenizer(generation.base)(summary.initial_text, add_special_tokens=False).input_ids
+    start = text_key_values(model, torch.tensor(exactly(words, 3)))
+    moved = (prefix.key_values() - start).abs().amax(dim=(2, 3, 4))  # [layers, key or value]
+    assert moved.shape == (2, 2)
+    assert moved.min() > 0.05
+    assert head == {}
+
+
+def test_a_classification_prefix_and_its_head_learn(classification: Bench, tmp_path: Path) -> None:
+    tokenizer = base_model.tokenizer(classification.base)
+    rows = classification_rows(tmp_path / "rows", tokenizer, {"train": 120, "validation": 40})
+    bench = Bench("classification", classification.base, rows, tmp_path)
+    summary = bench.train(
+        epochs=12, patience=None, head_learning_rate=0.03, validations_per_epoch=1, checkpoint_seconds=1e9
+    )
+    assert summary.best_validation_loss < 0.9  # guessing: log 3 = 1.10
+    assert summary.best_validation_accuracy > 0.5
+    model = bench.model()
+    _, head = load_adapter(tmp_path / "out" / "adapter", model)
+    start = head_parameters(model)
+    assert head.keys() == start.keys()
+    assert all((head[name] - start[name]).abs().max() > 0.01 for name in head)
+
+
+def test_training_is_what_a_plain_loop_with_transformers_own_loss_gives(classification: Bench) -> None:
+    """Every step over all rows, so that the order does not matter."""
+    classification.train(
+        batch_size=40, epochs=4, schedule="constant", warmup=0.0, validations_per_epoch=1, max_grad_norm=0.05,
+        weight_decay=0.1,
+    )  # fmt: skip
+
+    model = classification.model()
+    rows = datasets.load_from_disk(str(classification.prepared / "train"))
+    batch = base_model.tokenizer(classification.base)(list(rows["text"]), padding=True, return_tensors="pt")
+    words = base_model.tokenizer(classification.base)(" ".join(LABELS), add_special_tokens=False).input_ids
+    prefix = Prefix(PrefixShape.of_model(model), 3)
+    prefix.init_from(text_key_values(model, torch.tensor(words)))
+    head = list(head_parameters(model).values())
+    for parameter in head:
+        parameter.requires_grad_(True)
+    optimiser = torch.optim.AdamW(
+        [{"params": prefix.parameters(), "lr": 0.1}, {"params": head, "lr": 0.01}], weight_decay=0.1
+    )
+    losses = []
+    for _ in range(4):
+        optimiser.zero_grad()
+        with attach(model, prefix):
+            loss = model(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                labels=torch.tensor(rows["label"][:]),
+            ).loss
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_([*prefix.parameters(), *head], 0.05)
+        optimiser.step()
+        losses.append(loss.item())
+
+    ours = [line["loss"] for line in classification.lines if line["kind"] == "step"]
+    assert ours == pytest.approx(losses, rel=1e-4)
+    assert len(ours) == 4
+
+
+@pytest.mark.parametrize("pieces", [2, 3, 8])
+def test_accumulated_pieces_have_the_gradient_of_one_big_batch(
+    generation: Bench, pieces: int, tmp_path: Path
+) -> None:
+    """Sources with one to three references of different lengths: pieces have unequal numbers of targets."""
+
+    def first_gradient(accumulation: int) -> tuple[float, torch.Tensor]:
+        model = generation.model()
+        prefix = Prefix(PrefixShape.of_model(model), 3)
+        prefix.init_random(0.5, torch.Generator().manual_seed(0))
+        rows = GenerationRows(datasets.load_from_disk(str(generation.prepared / "train")), pad=0)
+        found: list[Any] = []
+
+        def on_curve(line: Mapping[str, Any]) -> None:
+            if line["kind"] == "step":
+                assert prefix.vectors.grad is not None
+                found.append((line["loss"], prefix.vectors.grad.clone()))
+
+        folder = tmp_path / str(accumulation)
+        folder.mkdir()
+        params = TrainingParams(
+            batch_size=16, gradient_accumulation=accumulation, max_steps=1, max_grad_norm=1e9
+        )
+        with attach(model, prefix):
+            Loop(
+                model, {"prefix": dict(prefix.named_parameters())}, rows=rows, validation=rows, params=params,
+                folder=folder, identity="", on_curve=on_curve, unit="tokens",
+            ).run()  # fmt: skip
+        (result,) = found
+        return result
+
+    whole, gradient = first_gradient(1)
+    loss, accumulated = first_gradient(pieces)
+    assert loss == pytest.approx(whole, rel=1e-6)
+    assert gradient.abs().max() > 1e-3
+    assert (accumulated - gradient).abs().max() <= 1e-6
+
+
+def test_the_best_prefix_is_kept_and_its_loss_is_the_one_reported(bench: Bench) -> None:
+    rate, epochs = (3.0, 4) if bench.labels else (1.0, 16)
+    summary = bench.train(
+        learning_rate=rate, epochs=epochs, checkpoint_seconds=1e9, schedule="constant", patience=None
+    )
+    validations = {line["step"]: line["loss"] for line in bench.lines if line["kind"] == "validation"}
+    assert summary.best_validation_loss == min(validations.values())
+    assert validations[summary.best_step] == summary.best_validation_loss
+    assert summary.best_step < summary.steps  # at this learning rate it gets worse again
+
+    model = bench.model()
+    prefix, head = load_adapter(bench.root / "out" / "adapter", model)
+    install_head(model, head)
+    total, targets = 0.0, 0
+    for row in datasets.load_from_disk(str(bench.prepared / "validation")):
+        ids = (
+            [row["input_ids"] + t for t in row["target_ids"]] if bench.labels is None else [row["input_ids"]]
+        )
+        for sequence in ids:
+            given = torch.tensor([sequence])
+            labels = torch.tensor([row["label"]]) if bench.labels else given.clone()
+            if bench.labels is None:
+                labels[0, : len(row["input_ids"])] = -100
+            counted = 1 if bench.labels else len(sequence) - len(row["input_ids"])
+            with torch.no_grad(), attach(model, prefix):
+                total += model(input_ids=given, labels=labels).loss.item() * counted
+            targets += counted
+    assert total / targets == pytest.approx(summary.best_validation_loss, rel=1e-4)
+
+
+def test_training_stops_early_when_validations_do_not_get_better(generation: Bench) -> None:
+    summary = generation.train(learning_rate=30.0, epochs=50, patience=2, schedule="constant")
+    validations = [line["loss"] for line in generation.lines if line["kind"] == "validation"]
+    assert summary.stopped == "patience"
+    assert summary.steps < 250
+    assert min(validations) == validations[-3] == summary.best_validation_loss
+
+
+def test_max_steps_ends_the_epochs_sooner_with_a_validation(classification: Bench) -> None:
+    summary = classification.train(max_steps=4)
+    assert (summary.steps, summary.stopped) == (4, "max_steps")
+    assert [line["step"] for line in classification.lines if line["kind"] == "validation"] == [3, 4]
+
+
+def test_equal_seeds_give_equal_bytes_and_others_do_not(bench: Bench) -> None:
+    first, second, other = (bench.beside(name) for name in ("first", "second", "other"))
+    first.train()
+    second.train()
+    other.train(seed=1)
+    assert first.adapter == second.adapter != other.adapter
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        {"length": 3, "initialisation": "random"},
+        {"length": 3, "initialisation": "random", "projection": 8},
+        {"length": 3, "text": "the red cat"},
+        {"length": 3, "projection": 8},
+    ],
+)
+def test_every_way_to_start_trains_and_is_folded_into_plain_vectors(
+    classification: Bench, prefix: dict[str, Any]
+) -> None:
+    summary = classification.train(prefix=prefix, max_steps=2)
+    saved, _ = load_adapter(classification.root / "out" / "adapter", classification.model())
+    assert saved.projection is None
+    assert summary.initial_text == (
+        None if prefix.get("initialisation") == "random" else prefix.get("text", "cat dog bird")
+    )
+    # vectors, or an embedding and two layers with their biases; then the head
+    plain = 2 * 2 * 3 * 32
+    projected = 3 * 32 + (32 * 8 + 8) + (8 * 128 + 128)
+    assert summary.trainable_parameters == (projected if "projection" in prefix else plain) + 3 * 32 + 3
+
+
+def test_the_summary_counts_and_names_what_there_is(classification: Bench) -> None:
+    summary = classification.train(patience=None)
+    model = classification.model()
+    out = classification.root / "out"
+    assert summary.manifest == manifest(out)
+    assert sorted(summary.manifest) == [
+        "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "curves.jsonl",
+    ]  # fmt: skip
+    assert summary.base_parameters == sum(parameter.numel() for parameter in model.base_model.parameters())
+    assert (summary.steps, summary.stopped, summary.initial_text) == (10, "epochs", "cat dog bird")
+    assert json.loads(json.dumps(summary.to_json())) == summary.to_json()
+
+
+# -- the base never changes ----------------------------------------------------------------------------------
+
+
+def test_the_model_is_left_bit_for_bit_as_it_was_head_included(bench: Bench) -> None:
+    model = bench.model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    summary = bench.train(model=model)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
+    assert summary.base_digest_before == summary.base_digest_after == base_model.weights_digest(model)
+
+
+def test_a_base_that_changed_during_training_is_an_integrity_error_and_keeps_nothing(bench: Bench) -> None:
+    model = bench.model()
+    weight = next(model.base_model.parameters())
+
+    def change() -> None:
+        with torch.no_grad():
+            weight[5, 5] += 1e-6
+
+    with pytest.raises(IntegrityError, match="the frozen base changed during training"):
+        bench.train(model=model, on_curve=at_step(4, change))
+    assert not (bench.root / "out").exists()
+    assert not (bench.checkpoints / "finished").exists()
+
+
+# -- killed, interrupted, resumed ----------------------------------------------------------------------------
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from pipeline.environment import quiet_environment
+os.environ.update(quiet_environment())
+import torch
+torch.set_num_threads(1)
+from tests.train.test_training import Bench, at_step, resolved
+task, base, prepared, root, step = sys.argv[1:]
+bench = Bench(task, resolved(Path(base)), Path(prepared), Path(root))
+bench.train(on_curve=at_step(int(step), lambda: os.kill(os.getpid(), signal.SIGKILL)))
+"""
+
+
+def test_a_killed_training_resumes_to_the_same_bytes(bench: Bench) -> None:
+    whole, killed = bench.beside("whole"), bench.beside("killed")
+    whole.train()
+    command = [
+        sys.executable, "-c", _KILLED, bench.task, str(bench.base.folder), str(bench.prepared), str(killed.root), "7",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert len(list(killed.checkpoints.glob("step-*"))) == 2
+
+    summary = killed.train()
+
+    assert [line["step"] for line in killed.lines if line["kind"] == "step"] == [7, 8, 9, 10]
+    assert killed.adapter == whole.adapter
+    assert figures(killed.root / "out" / "curves.jsonl") == figures(whole.root / "out" / "curves.jsonl")
+    assert summary.steps == 10
+
+
+@pytest.mark.parametrize("prefix", [PREFIX, {"length": 3, "projection": 4, "initialisation": "random"}])
+def test_a_training_that_crashes_at_every_step_ends_with_the_same_bytes(
+    classification: Bench, prefix: dict[str, Any]
+) -> None:
+    whole, torn = classification.beside("whole"), classification.beside("torn")
+    whole.train(prefix=prefix)
+    for step in range(1, 11):
+        with pytest.raises(CrashError):
+            torn.train(prefix=prefix, on_curve=at_step(step, crash))
+    torn.train(prefix=prefix)
+    assert torn.adapter == whole.adapter
+    assert figures(torn.root / "out" / "curves.jsonl") == figures(whole.root / "out" / "curves.jsonl")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(
+    classification: Bench, number: signal.Signals
+) -> None:
+    whole, stopped = classification.beside("whole"), classification.beside("stopped")
+    whole.train()
+    before = signal.getsignal(number)
+    with pytest.raises(
+        TrainingInterruptedError, match=rf"{number.name} after step 4 of 10.*run the same command"
+    ):
+        stopped.train(on_curve=at_step(4, lambda: os.kill(os.getpid(), number)), checkpoint_seconds=1e9)
+    assert signal.getsignal(number) is before
+    assert [path.name for path in stopped.checkpoints.glob("step-*")] == ["step-00000004"]
+    stopped.train()
+    assert [line["step"] for line in stopped.lines if line["kind"] == "step"] == list(range(1, 11))
+    assert stopped.adapter == whole.adapter
+
+
+def test_a_signal_during_a_validation_makes_it_be_done_again(
+    classification: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, stopped = classification.beside("whole"), classification.beside("stopped")
+    whole.train()
+    batches = training_loop.validation_batches
+
+    def interrupted(rows: Any) -> Iterator[Any]:
+        os.kill(os.getpid(), signal.SIGINT)
+        yield from batches(rows)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training_loop, "validation_batches", interrupted)
+        with pytest.raises(TrainingInterruptedError, match="after step 3 of 10"):
+            stopped.train(checkpoint_seconds=1e9)
+    stopped.train()
+    assert stopped.adapter == whole.adapter
+    assert figures(stopped.root / "out" / "curves.jsonl") == figures(whole.root / "out" / "curves.jsonl")
+
+
+def test_a_second_interrupt_does_not_wait() -> None:
+    with Interruption() as interruption:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interruption.name == "SIGINT"
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_training_works_outside_the_main_thread_where_no_signal_arrives(classification: Bench) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(classification.train, max_steps=1).result().steps == 1
+
+
+def spoil_tensors(path: Path) -> None:
+    file = path / "content" / "state.safetensors"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        spoil_tensors,
+        lambda path: (path / "content" / "state.json").write_text('{"step": 1}'),
+        lambda path: (path / "content" / "state.safetensors").unlink(),
+        lambda path: (path / "manifest.json").unlink(),
+        lambda path: (path / "manifest.json").write_text("{"),
+        lambda path: (path / "manifest.json").write_text("{}"),
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    classification: Bench, spoil: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, torn = classification.beside("whole"), classification.beside("torn")
+    whole.train()
+    with pytest.raises(CrashError):
+        torn.train(on_curve=at_step(7, crash))
+    spoil(torn.checkpoints / "step-00000006")
+    torn.lines.clear()
+    with caplog.at_level(logging.WARNING):
+        torn.train()
+    assert "a checkpoint is not used" in caplog.text
+    assert "step-00000006" in caplog.text
+    assert torn.lines[0]["step"] == 6  # done again, from checkpoint 5
+    assert torn.adapter == whole.adapter
+
+
+def test_without_a_usable_checkpoint_training_begins_again(classification: Bench) -> None:
+    whole, torn = classification.beside("whole"), classification.beside("torn")
+    whole.train()
+    with pytest.raises(CrashError):
+        torn.train(on_curve=at_step(7, crash))
+    (torn.checkpoints / "curves.jsonl").write_bytes(b"")  # both checkpoints know of a longer curve
+    half_written = torn.checkpoints / ".step-00000007.abc"
+    half_written.mkdir()
+    torn.lines.clear()
+    torn.train()
+    assert torn.lines[0]["step"] == 1
+    assert torn.adapter == whole.adapter
+    assert figures(torn.root / "out" / "curves.jsonl") == figures(whole.root / "out" / "curves.jsonl")
+    assert not half_written.exists()
+
+
+def test_a_resumed_training_continues_the_global_random_numbers(classification: Bench) -> None:
+    def draw() -> torch.Tensor:
+        return torch.get_rng_state()
+
+    torch.manual_seed(11)
+    with pytest.raises(CrashError):
+        classification.train(on_curve=at_step(3, crash))
+    kept = draw()
+    torch.manual_seed(12)
+    seen: list[torch.Tensor] = []
+    classification.train(on_curve=at_step(3, lambda: seen.append(draw())))
+    assert torch.equal(seen[0], kept)
+
+
+def test_checkpoints_of_other_settings_are_refused_and_harmless_changes_are_not(
+    classification: Bench,
+) -> None:
+    with pytest.raises(CrashError):
+        classification.train(on_curve=at_step(7, crash))
+    with pytest.raises(TrainingError, match="other settings, data or base"):
+        classification.train(learning_rate=0.2)
+    assert classification.train(threads=1, checkpoint_seconds=5).steps == 10
+
+
+def test_only_the_newest_two_checkpoints_are_kept_and_none_after_the_end(classification: Bench) -> None:
+    seen: list[list[str]] = []
+
+    def look(line: Mapping[str, Any]) -> None:
+        seen.append(sorted(path.name for path in classification.checkpoints.glob("step-*")))
+
+    classification.train(on_curve=look)
+    assert max(map(len, seen)) == 2
+    assert ["step-00000005", "step-00000006"] in seen
+    assert sorted(path.name for path in classification.checkpoints.iterdir()) == [
+        "curves.jsonl",
+        "finished",
+        "lock",
+    ]
+
+
+def test_nothing_in_the_checkpoint_folder_is_pickled(classification: Bench) -> None:
+    with pytest.raises(CrashError):
+        classification.train(on_curve=at_step(3, crash))
+    names = {path.name for path in classification.checkpoints.rglob("*") if path.is_file()}
+    assert names == {"lock", "curves.jsonl", "state.json", "state.safetensors", "manifest.json"}
+
+
+def test_a_second_process_is_kept_out(classification: Bench) -> None:
+    with (
+        checkpoints.locked(classification.checkpoints),
+        pytest.raises(TrainingError, match="another process is training in"),
+    ):
+        classification.train()
+    assert classification.train(max_steps=1).steps == 1
+
+
+# -- finished ------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_training_is_not_done_again(bench: Bench) -> None:
+    first = bench.train()
+    content = bench.adapter
+    shutil.rmtree(bench.root / "out")
+    bench.lines.clear()
+    assert bench.train() == first
+    assert bench.lines == []
+    assert bench.adapter == content
+    assert manifest(bench.root / "out") == first.manifest
+
+
+def test_a_finished_training_of_other_settings_is_refused(classification: Bench) -> None:
+    classification.train()
+    with pytest.raises(TrainingError, match="other settings, data or base"):
+        classification.train(seed=9)
+
+
+def test_a_damaged_result_is_trained_again(classification: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    classification.train()
+    content = classification.adapter
+    (
+        classification.checkpoints / "finished" / "content" / "adapter" / "adapter_model.safetensors"
+    ).write_bytes(b"")
+    with caplog.at_level(logging.WARNING):
+        classification.train()
+    assert "finished training is not used" in caplog.text
+    assert classification.adapter == content
+
+
+# -- refusals ------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_or_gradient_that_is_not_finite_stops_with_step_rate_and_advice(bench: Bench) -> None:
+    what = (
+        r"step 2 of 10: the loss is \S+ and the gradient's norm nan, at learning rate 1e\+37.*Lower training"
+    )
+    with pytest.raises(NonFiniteLossError, match=what):
+        bench.train(learning_rate=1e37, head_learning_rate=1e37, warmup=0.0, schedule="constant")
+    from safetensors.torch import load_file
+
+    kept = list(bench.checkpoints.glob("step-*/content/state.safetensors"))
+    assert len(kept) == 1
+    assert all(torch.isfinite(tensor).all() for tensor in load_file(kept[0]).values())
+    assert not (bench.root / "out").exists()
+
+
+def test_a_validation_loss_that_is_not_finite_stops_and_keeps_nothing(classification: Bench) -> None:
+    with pytest.raises(NonFiniteLossError, match="step 1 of 1: the validation loss is nan, at learning rate"):
+        classification.train(
+            learning_rate=1e37, head_learning_rate=1e37, warmup=0.0, schedule="constant", max_steps=1
+        )
+    assert not list(classification.checkpoints.glob("step-*"))
+    assert not (classification.root / "out").exists()
+
+
+def test_numbers_that_are_not_finite_are_never_kept_in_a_checkpoint(classification: Bench) -> None:
+    interrupt = at_step(1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(NonFiniteLossError, match="step 1 of 10: the trained numbers are not finite"):
+        classification.train(learning_rate=1e37, weight_decay=1e5, warmup=0.0, on_curve=interrupt)
+    assert not list(classification.checkpoints.glob("step-*"))
+
+
+def test_a_prefix_that_leaves_too_little_window_is_refused_before_anything_is_done(
+    classification: Bench,
+) -> None:
+    longest = max(map(len, datasets.load_from_disk(str(classification.prepared / "train"))["input_ids"]))
+    length = 64 - longest
+    classification.beside("fits").train(prefix={"length": length}, max_steps=1)
+    with pytest.raises(
+        PrefixError, match=rf"row \d+ \(\w{{64}}\) has {longest} tokens.*65 positions.*has 64"
+    ):
+        classification.train(prefix={"length": length + 1})
+    assert [path.name for path in classification.checkpoints.iterdir()] == ["lock"]
+
+
+def test_a_split_without_rows_is_refused(classification: Bench, tmp_path: Path) -> None:
+    shutil.copytree(classification.prepared / "train", tmp_path / "prepared" / "train")
+    rows = datasets.load_from_disk(str(classification.prepared / "validation"))
+    rows.select([]).save_to_disk(str(tmp_path / "prepared" / "validation"))
+    empty = Bench("classification", classification.base, tmp_path / "prepared", tmp_path / "empty")
+    with pytest.raises(TrainingError, match="validation has no rows"):
+        empty.train()
+
+
+@pytest.fixture
+def file_limit() -> Iterator[Callable[[int], None]]:
+    """No file may grow beyond so many bytes: what a full disk does to a write, without a disk to fill."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_a_clear_error_and_the_checkpoint_before_is_used(
+    classification: Bench, file_limit: Callable[[int], None]
+) -> None:
+    whole, full = classification.beside("whole"), classification.beside("full")
+    whole.train()
+    with pytest.raises(
+        TrainingError, match=r"checkpoint after step 5 could not be saved.*File too large.*Free some"
+    ):
+        full.train(on_curve=at_step(5, lambda: file_limit(6000)))
+    file_limit(resource.RLIM_INFINITY)
+    assert (full.checkpoints / "step-00000004").exists()
+    assert not list(full.checkpoints.glob(".*"))
+    full.lines.clear()
+    full.train()
+    assert full.lines[0]["step"] == 5
+    assert full.adapter == whole.adapter
+
+
+@pytest.mark.parametrize("moment", [4, 10])
+def test_a_disk_too_full_for_the_curve_or_the_result_is_a_clear_error(
+    classification: Bench, file_limit: Callable[[int], None], moment: int
+) -> None:
+    longer = {"length": 12}  # an adapter larger than its curve
+    whole, full = classification.beside("whole"), classification.beside("full")
+    whole.train(prefix=longer)
+    limit = at_step(moment, lambda: file_limit(1100 if moment == 4 else 4000))
+    what, why = ("the curve", "No space left") if moment == 4 else ("adapter", "File too large")
+    with pytest.raises(PrefixlineError, match=rf"{what}.*could not be saved.*{why}"):
+        full.train(prefix=longer, on_curve=limit, checkpoint_seconds=1e9)
+    file_limit(resource.RLIM_INFINITY)
+    full.train(prefix=longer)
+    assert full.adapter == whole.adapter
+
+
+# -- schedule ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize("warmup", [0.0, 0.06, 0.5])
+def test_the_schedule_is_transformers_own_begun_one_step_later(schedule: Any, warmup: float) -> None:
+    from transformers import get_scheduler
+
+    plan = Plan.of(TrainingParams(schedule=schedule, warmup=warmup, epochs=2, batch_size=1), 50)
+    names = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    reference = get_scheduler(
+        names[schedule], optimiser, num_warmup_steps=round(warmup * 100), num_training_steps=101
+    )
+    for step in range(1, 101):
+        optimiser.step()
+        reference.step()
+        assert plan.rate(step) == pytest.approx(reference.get_last_lr()[0], abs=1e-9)
+    assert plan.rate(1) > 0
+
+
+@pytest.mark.parametrize(
+    ("training", "expected"),
+    [
+        ({"epochs": 2}, [5, 10]),
+        ({"epochs": 2, "validations_per_epoch": 2}, [3, 5, 8, 10]),
+        ({"epochs": 1, "validations_per_epoch": 100}, [1, 2, 3, 4, 5]),
+        ({"epochs": 2, "max_steps": 7}, [5, 7]),
+    ],
+)
+def test_validations_are_spread_over_the_epoch_and_one_is_at_the_end(
+    training: dict[str, Any], expected: list[int]
+) -> None:
+    plan = Plan.of(TrainingParams.model_validate({"batch_size": 8, **training}), 40)
+    assert [step for step in range(1, plan.total + 1) if plan.validates_after(step)] == expected
+
+
+# -- where it starts -----------------------------------------------------------------------------------------
+
+
+def test_the_text_to_start_from_is_the_labels_or_else_the_frequent_words() -> None:
+    rows = datasets.Dataset.from_dict({"text": ["blue cat", "The CAT sat", "a blue dog"]})
+    assert (
+        task_text("classification", ["card_arrival", "lost-card"], rows, words=3) == "card arrival lost card"
+    )
+    assert task_text("classification", ["0", "1"], rows, words=3) == "blue cat dog"
+    targets = datasets.Dataset.from_dict({"targets": [["one fine day", "fine"], ["day one"], ["fine one"]]})
+    assert task_text("generation", None, targets, words=2) == "fine one"
+
+
+def test_its_tokens_are_repeated_or_cut_to_the_length() -> None:
+    assert exactly([1, 2, 3], 7) == [1, 2, 3, 1, 2, 3, 1]
+    assert exactly([1, 2, 3], 2) == [1, 2]
+    with pytest.raises(PrefixError, match="has no tokens"):
+        exactly([], 3)
+
+
+# -- what is shown -------------------------------------------------------------------------------------------
+
+
+def test_the_curve_can_be_followed_while_it_grows(classification: Bench) -> None:
+    def compare(line: Mapping[str, Any]) -> None:
+        last = (classification.checkpoints / "curves.jsonl").read_text().splitlines()[-1]
+        assert json.loads(last) == line
+
+    classification.train(on_curve=compare)
+    steps = [line for line in classification.lines if line["kind"] == "step"]
+    assert len(steps) == 10
+    keys = ["kind", "step", "epoch", "loss", "learning_rate", "grad_norm", "targets_per_second", "seconds"]
+    assert sorted(steps[0]) == sorted(keys)
+    assert [line["epoch"] for line in steps] == [pytest.approx(step / 5) for step in range(1, 11)]
+    assert (classification.root / "out" / "curves.jsonl").read_text().count("\n") == 14
+
+
+def test_threads_are_set_for_the_training_alone(classification: Bench) -> None:
+    seen: list[int] = []
+    classification.train(threads=2, max_steps=1, on_curve=lambda line: seen.append(torch.get_num_threads()))
+    assert set(seen) == {2}
+    assert torch.get_num_threads() == 1
+
+
+def test_without_a_terminal_progress_is_a_line_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(np.arange(0.0, 1000.0, 1.0))
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    with TrainingProgress(100, unit="examples") as progress:
+        for step in range(1, 101):
+            progress.step(step, loss=1.5, rate=1234.5)
+        progress.say("the end")
+    lines = capsys.readouterr().err.splitlines()
+    assert 4 <= len(lines) <= 8
+    assert lines[0].endswith("/100  loss 1.5000  1,234 examples/s")
+    assert lines[-1] == "the end"
+
+
+def test_in_a_terminal_progress_is_a_bar_with_loss_and_rate(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    with TrainingProgress(10, unit="tokens") as progress:
+        progress.step(4, loss=2.25, rate=50)
+        progress.say("a line that stays")
+    shown = capsys.readouterr().err
+    assert "4/10" in shown
+    assert "loss 2.2500  50 tokens/s" in shown
+    assert "a line that stays" in shown
