@@ -133,8 +133,8 @@ class TrainingParams(_Section):
     null never stops early. `warmup` is a share of all steps. `max_steps` ends the epochs sooner.
     """
 
-    learning_rate: Annotated[float, Field(gt=0)] = 0.03
-    head_learning_rate: Annotated[float, Field(gt=0)] = 0.03
+    learning_rate: Annotated[float, Field(gt=0, le=100)] = 0.03
+    head_learning_rate: Annotated[float, Field(gt=0, le=100)] = 0.03
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     epochs: Annotated[int, Field(ge=1)] = 3
     max_steps: Annotated[int, Field(ge=1)] | None = None
@@ -301,9 +301,17 @@ def parse_params(raw: Any, *, where: str = "params.yaml") -> Params:
             problems.append(
                 f"prefixes.{name}.base_model: {wanted!r} is not under base_models; available: {available}"
             )
+        if isinstance(entry, dict) and not _holds(entry, "data", "path") and _holds(defaults, "data", "path"):
+            problems.append(
+                f"prefixes.{name}.data.path: is only under defaults; write it here, where dvc.yaml reads it"
+            )
     if problems or params is None:
         raise ParamsError(sorted(set(problems)), heading=f"{where} is not valid:")
     return params
+
+
+def _holds(section: Mapping[str, Any], key: str, inner: str) -> bool:
+    return isinstance(section.get(key), dict) and inner in section[key]
 
 
 def _section(raw: Mapping[str, Any], key: str) -> Any:

@@ -120,9 +120,9 @@ def plan(folder: Path, name: str, *, prefect_run: str | None = None) -> Plan:
     entry = params.prefix(name)
     base = base_model.resolve(entry.base_model, params.base_model(name), workspace.root)
     connection = _connect(workspace)
-    if not snapshot.is_current(workspace, entry.data):
-        validate_data(workspace, name, entry, base)
-    dataset = snapshot.snapshot(workspace, name, entry.data)
+    dataset = snapshot.snapshot(
+        workspace, name, entry.data, check=lambda: validate_data(workspace, entry, base)
+    )
     code = lineage.code_identity()
     run_key = lineage.run_key(
         dataset_md5=dataset.md5,
@@ -138,21 +138,16 @@ def plan(folder: Path, name: str, *, prefect_run: str | None = None) -> Plan:
     return Plan(workspace, name, entry, base, dataset, code, run_key, known, prefect_run, started)
 
 
-def validate_data(workspace: Workspace, name: str, entry: PrefixEntry, base: ResolvedBase) -> None:
+def validate_data(workspace: Workspace, entry: PrefixEntry, base: ResolvedBase) -> None:
     """Refuse data that could not be prepared, before a version is made of it.
-
-    Data still to be imported is validated by the experiment's first stage.
 
     Raises:
         DataError: every fault found, with file and line.
     """
     from pipeline.data import dataset
 
-    raw = workspace.root / entry.data.path
-    if entry.data.imported_from is not None:
-        return
     dataset.summarise(
-        raw,
+        workspace.root / entry.data.path,
         entry.data,
         entry.task,
         tokenizer=base_model.tokenizer(base),

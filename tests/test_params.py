@@ -58,6 +58,11 @@ def test_the_objects_cannot_be_changed():
 @pytest.mark.parametrize(
     ("path", "value", "said"),
     [
+        (
+            "prefixes.questions.training.learning_rate",
+            1e39,
+            "prefixes.questions.training.learning_rate: got 1e+39; input should be less than or equal to 100",
+        ),
         ("prefixes.questions.training.lr", 1, "prefixes.questions.training.lr: unknown key"),
         ("defaults.training.lr", 1, "defaults.training.lr: unknown key"),
         ("prefixs", {}, "prefixs: unknown key; expected one of base_models, defaults, prefixes"),
@@ -121,6 +126,14 @@ def test_a_missing_key_is_reported_where_it_belongs():
     raw = copy.deepcopy(GOOD)
     del raw["prefixes"]["questions"]["data"]
     assert problems(raw) == ("prefixes.questions.data: missing",)
+
+
+def test_a_data_path_in_defaults_alone_is_refused_since_dvc_yaml_reads_the_entry():
+    raw = copy.deepcopy(GOOD)
+    raw["defaults"]["data"] = raw["prefixes"]["questions"].pop("data")
+    assert problems(raw) == (
+        "prefixes.questions.data.path: is only under defaults; write it here, where dvc.yaml reads it",
+    )
 
 
 def test_all_mistakes_are_reported_at_once():

@@ -8,7 +8,8 @@ DVC rewrites its own file. It names the DVC hash it belongs to, so that a `dvc a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,11 +41,16 @@ class DatasetVersion:
     changed: bool
 
 
-def snapshot(workspace: Workspace, prefix_name: str, data: DataParams) -> DatasetVersion:
+def snapshot(
+    workspace: Workspace, prefix_name: str, data: DataParams, *, check: Callable[[], None] = lambda: None
+) -> DatasetVersion:
     """Version the raw data of a prefix: into DVC's cache and remote, then a commit of what names it.
 
     With `data.imported_from` the source is first taken in (`dvc import-url`) or looked at again (`dvc update`).
     The order makes a commit the last step: when anything fails before it, the workspace is as it was.
+
+    Args:
+        check: called once the data is in place, unless it is the version on record; what it raises refuses the data.
 
     Raises:
         DataError: there is no data, it is empty, lies outside the workspace, or changed while it was read.
@@ -55,19 +61,32 @@ def snapshot(workspace: Workspace, prefix_name: str, data: DataParams) -> Datase
     own = dvc_repo.files_of(data.path)
     with workspace.locked():
         before = {name: _content(workspace.root / name) for name in own}
+        current, existed = is_current(workspace, data), raw.exists()
         try:
             with dvc_repo.opened(workspace.root) as repo:
-                _take_in(repo, workspace, raw, prefix_name, data)
+                if data.imported_from is None:
+                    _refuse_unusable(workspace, raw, prefix_name, data)
+                    if not current:
+                        check()  # before anything is copied
+                    _add(repo, raw)
+                else:
+                    _import(repo, workspace, raw, data.imported_from)
+                    _refuse_empty(raw, prefix_name, data)
+                    if not current or _content(workspace.root / own[0]) != before[own[0]]:
+                        check()
                 md5 = hash_in((workspace.root / own[0]).read_bytes(), own[0])
                 manifest = _manifest(repo, workspace, raw, md5, own[1])
                 dvc_repo.push(repo, [md5])
             present = [name for name in own if (workspace.root / name).exists()]
             made = git.commit(workspace.root, present, f"Data of {prefix_name}: {data.path} is {md5}")
         except BaseException:
+            taken_in = _content(workspace.root / own[0]) != before[own[0]]
             for name, content in before.items():
                 restore(workspace.root / name, content)
-            if not raw.exists() and before[own[0]] is not None:
-                # `dvc update` removes the data before it knows that it can get new.
+            if data.imported_from is not None and before[own[0]] is None and not existed:
+                _remove(raw)
+            elif data.imported_from is not None and before[own[0]] is not None and (taken_in or not raw.exists()):
+                # Also where nothing came: `dvc update` removes the data before it knows that it can get new.
                 with dvc_repo.opened(workspace.root) as repo:
                     repo.checkout([str(workspace.root / own[0])], force=True)
             raise
@@ -114,18 +133,16 @@ def _content(path: Path) -> bytes | None:
     return path.read_bytes() if path.exists() else None
 
 
-def _take_in(repo: Any, workspace: Workspace, raw: Path, name: str, data: DataParams) -> None:
-    """Bring DVC's file and cache up to the data on disk, or that up to its source."""
-    if data.imported_from is not None:
-        _import(repo, workspace, raw, data.imported_from)
-        _refuse_empty(raw, name, data)
-        return
+def _refuse_unusable(workspace: Workspace, raw: Path, name: str, data: DataParams) -> None:
     _refuse_empty(raw, name, data)
     if git.run(workspace.root, "ls-files", "--", data.path):
         raise WorkspaceError(
             f"{data.path}: is tracked by git, and data is versioned by DVC; "
             f"run `git rm -r --cached {data.path}` and commit"
         )
+
+
+def _add(repo: Any, raw: Path) -> None:
     seen = _state(raw)
     # relink=False: the user's file stays the file it is, and a kill cannot catch it half replaced.
     repo.add([str(raw)], relink=False)
@@ -165,6 +182,10 @@ def _import(repo: Any, workspace: Workspace, raw: Path, source: str) -> None:
         )
     raw.parent.mkdir(parents=True, exist_ok=True)
     repo.imp_url(address, out=str(raw), force=True)
+
+
+def _remove(raw: Path) -> None:
+    shutil.rmtree(raw) if raw.is_dir() else raw.unlink(missing_ok=True)
 
 
 def _imported_from(workspace: Workspace, file: Path) -> str | None:

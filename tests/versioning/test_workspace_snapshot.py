@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import time
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -337,3 +338,61 @@ def test_another_source_replaces_the_first(workspace: Workspace, tmp_path: Path)
             workspace, "alpha", DataParams(path="data/t.jsonl", imported_from=str(tmp_path / f"{name}.jsonl"))
         )
         assert (workspace.root / "data/t.jsonl").read_text() == f"{name}\n"
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_imported_data_that_the_check_refuses_leaves_everything_as_it_was(
+    workspace: Workspace, tmp_path: Path, kind: str
+) -> None:
+    source = tmp_path / "export"
+    one = source if kind == "file" else source / "one.jsonl"
+    one.parent.mkdir(exist_ok=True)
+    taken = workspace.root / "data/taken"
+    data = DataParams(path="data/taken", imported_from=str(source))
+    checked: list[str] = []
+
+    def check() -> None:
+        content = (taken if kind == "file" else taken / "one.jsonl").read_text()
+        checked.append(content)
+        if "bad" in content:
+            raise DataError(["bad rows"])
+
+    one.write_text("bad from the start\n")
+    head = git.resolve(workspace.root, "HEAD")
+    with pytest.raises(DataError, match="bad rows"):
+        snapshot(workspace, "alpha", data, check=check)
+    assert not taken.exists()
+    assert status(workspace) == ""
+    assert git.resolve(workspace.root, "HEAD") == head
+
+    one.write_text("good\n")
+    good = snapshot(workspace, "alpha", data, check=check)
+    assert snapshot(workspace, "alpha", data, check=check) == replace(good, changed=False)
+    one.write_text("gone bad\n")
+    with pytest.raises(DataError, match="bad rows"):
+        snapshot(workspace, "alpha", data, check=check)
+    assert (taken if kind == "file" else taken / "one.jsonl").read_text() == "good\n"
+    assert status(workspace) == ""
+    assert git.resolve(workspace.root, "HEAD") == good.git_commit
+    # The version on record was not checked a second time.
+    assert checked == ["bad from the start\n", "good\n", "gone bad\n"]
+
+
+def test_data_that_the_check_refuses_never_reaches_dvc(workspace: Workspace) -> None:
+    def refuse() -> None:
+        raise DataError(["bad rows"])
+
+    with pytest.raises(DataError, match="bad rows"):
+        snapshot(workspace, "alpha", ROWS, check=refuse)
+    assert status(workspace) == ""
+    assert not [path for path in (workspace.root / ".dvc/cache").rglob("*") if path.is_file()]
+
+
+def test_a_refused_import_leaves_changed_data_of_the_users_alone(workspace: Workspace, tmp_path: Path) -> None:
+    snapshot(workspace, "alpha", ROWS)
+    (workspace.root / ROWS.path).write_text("edited since\n")
+    (tmp_path / "source.jsonl").write_text("theirs\n")
+    data = DataParams(path=ROWS.path, imported_from=os.fspath(tmp_path / "source.jsonl"))
+    with pytest.raises(WorkspaceError, match="imported_from would overwrite it"):
+        snapshot(workspace, "alpha", data)
+    assert (workspace.root / ROWS.path).read_text() == "edited since\n"
