@@ -72,15 +72,11 @@ def serve_schedules(
     """
     workspace = workspace.resolve()
     schedules = read_schedules(load_params(workspace / "params.yaml"))
-    api_url = servers.endpoints(workspace).prefect_api_url
+    api_url = servers.prefect_api(workspace)
     if api_url is None:
         raise UnreachableError(
             f"no Prefect server is up for {workspace}, and schedules need one; start it in another terminal: "
             "prefixline up"
-        )
-    if not servers.answers(f"{api_url}/ready"):
-        raise UnreachableError(
-            f"the Prefect server at {api_url} does not answer; see .prefixline/logs/prefect.log"
         )
     if flow is None:
         from flows.retrain import retrain

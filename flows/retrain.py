@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import httpx
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State, TaskRun
@@ -81,10 +82,26 @@ def retrain(workspace: str, prefix: str) -> dict[str, Any]:
     plan = snapshot(Path(workspace), prefix)
     if plan.known is not None:
         logger.info("unchanged: run key %s is known", plan.run_key)
-        outcome = retraining.unchanged(plan)
+        outcome = retraining.unchanged(plan.workspace, prefix, plan.run_key, plan.known)
     else:
         commit = experiment(plan)
         outcome = register(plan, gate(plan, commit))
     report(outcome)
     logger.info("%s: %s", prefix, outcome.outcome)
     return outcome.to_json()
+
+
+def retrain_now(workspace: Path, prefix: str) -> Outcome:
+    """Run the flow in this process, which must be in the workspace's environment (`pipeline.private_prefect`).
+
+    Raises:
+        UnreachableError: the Prefect server went away under way.
+        PrefixlineError: whatever a step raised.
+    """
+    try:
+        return Outcome(**retrain(workspace=str(workspace), prefix=prefix))
+    except httpx.HTTPError as error:
+        raise UnreachableError(
+            f"the Prefect server went away during the retraining ({error}); what was computed is kept: start it "
+            "again with `prefixline up`, or do without, and run the same command"
+        ) from error

@@ -124,18 +124,44 @@ def plan(folder: Path, name: str, *, prefect_run: str | None = None) -> Plan:
         workspace, name, entry.data, check=lambda: validate_data(workspace, entry, base)
     )
     code = lineage.code_identity()
-    run_key = lineage.run_key(
+    run_key = _run_key(dataset, base, entry, code)
+    known = registry.find_run_key(connection, name, run_key)
+    if known is not None and known.outcome == "incomplete":
+        versions.complete(connection, name, run_key)
+        known = registry.find_run_key(connection, name, run_key)
+    return Plan(workspace, name, entry, base, dataset, code, run_key, known, prefect_run, started)
+
+
+def _run_key(dataset: DatasetVersion, base: ResolvedBase, entry: PrefixEntry, code: Mapping[str, str]) -> str:
+    return lineage.run_key(
         dataset_md5=dataset.md5,
         manifest=dataset.manifest,
         base_digest=base.digest,
         params=lineage.identity_params(entry),
         code_digest=code["digest"],
     )
-    known = registry.find_run_key(connection, name, run_key)
-    if known is not None and known.outcome == "incomplete":
-        versions.complete(connection, name, run_key)
-        known = registry.find_run_key(connection, name, run_key)
-    return Plan(workspace, name, entry, base, dataset, code, run_key, known, prefect_run, started)
+
+
+def already_done(folder: Path, name: str) -> Outcome | None:
+    """The answer "unchanged" where it can be given without changing or versioning anything; else None.
+
+    Not for imported data, whose source would have to be asked.
+
+    Raises:
+        ParamsError, WorkspaceError, BaseModelError, IntegrityError, UnreachableError: as `plan`.
+    """
+    workspace = open_workspace(folder)
+    params = workspace.params()
+    entry = params.prefix(name)
+    dataset = None if entry.data.imported_from else snapshot.current(workspace, entry.data)
+    if dataset is None:
+        return None
+    base = base_model.resolve(entry.base_model, params.base_model(name), workspace.root)
+    run_key = _run_key(dataset, base, entry, lineage.code_identity())
+    known = registry.find_run_key(_connect(workspace), name, run_key)
+    return (
+        None if known is None or known.outcome == "incomplete" else unchanged(workspace, name, run_key, known)
+    )
 
 
 def validate_data(workspace: Workspace, entry: PrefixEntry, base: ResolvedBase) -> None:
@@ -156,22 +182,19 @@ def validate_data(workspace: Workspace, entry: PrefixEntry, base: ResolvedBase) 
     )
 
 
-def unchanged(plan: Plan) -> Outcome:
+def unchanged(workspace: Workspace, name: str, run_key: str, known: Known) -> Outcome:
     """The answer where the run key is known: what came of it then.
 
     Raises:
         RegistryError: the earlier run has lost its record.
     """
-    assert plan.known is not None
-    earlier: Outcome = Outcome(
-        **registry.read_json(_connect(plan.workspace), plan.known.run_id, OUTCOME_FILE)
-    )
-    page = pages.page_path(plan.workspace.root, plan.name, plan.run_key)
+    earlier: Outcome = Outcome(**registry.read_json(_connect(workspace), known.run_id, OUTCOME_FILE))
+    page = pages.page_path(workspace.root, name, run_key)
     return replace(
         earlier,
         outcome="unchanged",
-        earlier="registered" if plan.known.outcome == "registered" else "rejected",
-        version=plan.known.version,
+        earlier="registered" if known.outcome == "registered" else "rejected",
+        version=known.version,
         report=str(page) if page.exists() else None,
     )
 

@@ -27,7 +27,7 @@ from types import FrameType
 import psutil
 
 from pipeline.environment import quiet_environment
-from pipeline.errors import ServerError, WorkspaceError
+from pipeline.errors import ServerError, UnreachableError, WorkspaceError
 from pipeline.server_state import STATE_FILE, ProcessId, ServerRecord, ServersRecord, read_state
 
 HOST = "127.0.0.1"
@@ -49,8 +49,8 @@ class Endpoints:
 
     Attributes:
         mlflow_uri: the tracking and registry URI: the server's `http:` address, or the `sqlite:` database.
-        prefect_api_url: the server's API, or None: Prefect then starts an ephemeral one by itself, which
-            runs no schedules.
+        prefect_api_url: the server's API, or None: a command that needs one then starts its own (see
+            `pipeline.private_prefect`), which runs no schedules.
         artifact_root: the `file:` URI below which every experiment must put its artifacts, whether created
             directly or over HTTP; pass `artifact_location=f"{artifact_root}/{experiment}"` at creation.
     """
@@ -74,6 +74,21 @@ def running(workspace: Path) -> ServersRecord | None:
     """What `servers.json` records, if it is complete and all of its processes are alive; None if stale."""
     state = read_state(workspace.resolve() / ".prefixline")
     return state if state is not None and state.ready and state.alive() else None
+
+
+def prefect_api(workspace: Path) -> str | None:
+    """The address of the workspace's Prefect server, which has just answered; None where none is up.
+
+    Raises:
+        UnreachableError: its process runs, but it does not answer.
+    """
+    url = endpoints(workspace).prefect_api_url
+    if url is not None and not answers(f"{url}/ready"):
+        raise UnreachableError(
+            f"the Prefect server at {url} does not answer; see .prefixline/logs/prefect.log, and start it again "
+            "with `prefixline up`"
+        )
+    return url
 
 
 def environment(workspace: Path) -> dict[str, str]:
@@ -292,7 +307,7 @@ def _wait_until_itanswers(
         if now - started > timeout:
             raise ServerError(
                 f"{specification.title} did not answer at {specification.health} within {timeout:.0f} s. "
-                f"The end of {specification.log}:\n{_tail(specification.log)}"
+                f"The end of {specification.log}:\n{tail(specification.log)}"
             )
         if now - told >= 5:
             say(f"waiting for {specification.title} ({now - started:.0f} s)")
@@ -309,7 +324,7 @@ def _raise_if_dead(servers: Sequence[_Server]) -> None:
             log = server.specification.log
             raise ServerError(
                 f"{server.specification.title} ended by itself, {how} {ended.si_status}. "
-                f"The end of {log}:\n{_tail(log)}"
+                f"The end of {log}:\n{tail(log)}"
             )
 
 
@@ -323,7 +338,8 @@ def answers(url: str) -> bool:
         return False
 
 
-def _tail(log: Path) -> str:
+def tail(log: Path) -> str:
+    """The last lines of a server's log, for a message."""
     lines = log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
     return "\n".join(f"  {line}" for line in lines) or "  (empty)"
 
@@ -395,6 +411,11 @@ def _free_ports(wanted: Mapping[str, int]) -> dict[str, int]:
                 )
             chosen[name] = listener.getsockname()[1]
     return chosen
+
+
+def free_port() -> int:
+    """A loopback port that nothing listens on now."""
+    return _free_ports({"prefect": 0})["prefect"]
 
 
 def _accepts(port: int) -> bool:

@@ -71,6 +71,24 @@ class Line:
             timeout=280,
         )
 
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """`prefixline ARGUMENTS` in the workspace, going on while the test looks at its output."""
+        return subprocess.Popen(
+            [str(PREFIXLINE), *arguments],
+            cwd=self.root,
+            env={**os.environ, **quiet_environment()},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def change_params(self, old: str, new: str) -> None:
+        """Replace `old` by `new` in params.yaml, and commit."""
+        path = self.root / "params.yaml"
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new))
+        self.commit("Parameters")
+
     def json(self, *arguments: str, expect: int = 0) -> Any:
         """What the command printed as JSON; its exit code must be `expect`."""
         done = self.run(*arguments, "--json")

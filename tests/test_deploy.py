@@ -42,9 +42,13 @@ IN_MARCH = {"cron": "30 4 2 3 *", "timezone": "Europe/Berlin"}
 def raw_params(**schedules: dict[str, str] | None) -> dict[str, Any]:
     return {
         "base_models": {"tiny": {"source": {"path": "tiny"}, "digest": "0" * 64}},
-        "defaults": {"base_model": "tiny", "task": "classification", "data": {"path": "data/rows.jsonl"}},
+        "defaults": {"base_model": "tiny", "task": "classification"},
         "prefixes": {
-            name: {} if schedule is None else {"schedule": schedule} for name, schedule in schedules.items()
+            name: {
+                "data": {"path": "data/rows.jsonl"},
+                **({} if schedule is None else {"schedule": schedule}),
+            }
+            for name, schedule in schedules.items()
         },
     }
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ from pipeline import servers
 from pipeline.data.splits import row_id
 from pipeline.register import registry
 from pipeline.register.registry import Registry
+from pipeline.server_state import ProcessId, ServerRecord, ServersRecord, read_state
 from tests.line import Line, make_line, rows
 
 
@@ -177,3 +182,76 @@ def test_bad_data_changes_nothing(tmp_path: Path):
     assert line.git("status", "--porcelain") == status
     assert line.json("status")["prefixes"][0]["versions"] == []
     assert not (line.root / "data/words.jsonl.dvc").exists()
+
+
+def test_ctrl_c_ends_a_training_that_the_same_command_goes_on_with(tmp_path: Path):
+    line = make_line(tmp_path)
+    line.change_params("epochs: 10", "epochs: 40, patience: null")
+    process = line.start("retrain", "words", "--json")
+    assert process.stderr is not None
+    for output in process.stderr:
+        if output.startswith("step "):
+            process.send_signal(signal.SIGINT)
+            break
+    out, said = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert out == ""
+    assert "goes on from the last checkpoint" in said
+    assert "Traceback" not in said
+    (words,) = line.json("status")["prefixes"]
+    assert words["versions"] == []
+    done = line.run("retrain", "words", "--json")
+    assert done.returncode == 0
+    assert re.search(r"going on after step \d+ of 800", done.stderr)
+    assert json.loads(done.stdout)["version"] == "1"
+
+
+@pytest.mark.parametrize("command", [("retrain", "words"), ("status",), ("lineage", "words")])
+def test_servers_that_do_not_answer_are_named_and_nothing_is_done(tmp_path: Path, command: tuple[str, ...]):
+    line = make_line(tmp_path)
+    with socket.socket() as reserved:  # bound, and never listening
+        reserved.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{reserved.getsockname()[1]}"
+        me = ProcessId.of(os.getpid())
+        ServersRecord(me, ServerRecord(url, me), ServerRecord(url, me), True).write(line.root / ".prefixline")
+        done = line.run(*command)
+    assert done.returncode == 1
+    assert re.search(rf"error: .*{url}.* does not answer.*prefixline up", done.stderr)
+    assert "Traceback" not in done.stderr
+    assert not (line.root / "data/words.jsonl.dvc").exists()
+
+
+def test_mlflow_alone_not_answering_is_named_and_nothing_is_done(tmp_path: Path):
+    line = make_line(tmp_path)
+    up = line.start("up", "--mlflow-port", "0", "--prefect-port", "0")
+    try:
+        assert up.stderr is not None
+        assert any("Both servers are up" in output for output in up.stderr)
+        state = line.root / ".prefixline"
+        running = read_state(state)
+        assert running is not None
+        mlflow = ServerRecord(
+            "http://127.0.0.1:9", running.mlflow.process
+        )  # port 9 is reserved; nothing is there
+        replace(running, mlflow=mlflow).write(state)
+        done = line.run("retrain", "words")
+        running.write(state)
+    finally:
+        up.send_signal(signal.SIGINT)
+        up.communicate(timeout=60)
+    assert done.returncode == 1
+    assert "MLflow at http://127.0.0.1:9 does not answer" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (line.root / "data/words.jsonl.dvc").exists()
+    assert line.json("status")["prefixes"][0]["versions"] == []
+
+
+def test_uncommitted_changes_are_named_and_nothing_is_done(line: Line, first: dict[str, Any]):
+    params = line.root / "params.yaml"
+    before = params.read_text()
+    params.write_text(before + "# a note\n")
+    done = line.run("retrain", "words")
+    params.write_text(before)
+    assert done.returncode == 1
+    assert "params.yaml: changed, not committed" in done.stderr
+    assert "Traceback" not in done.stderr

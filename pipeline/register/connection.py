@@ -109,12 +109,27 @@ def connect(uri: str, *, artifact_root: str | None = None, timeout: float = 5.0)
     try:
         database.parent.mkdir(parents=True, exist_ok=True)
         new = not database.exists()
+        if not new:
+            _refuse_other_files(database)
     except OSError as error:
         raise RegistryError(f"opening MLflow's database {database}: {error}") from error
     if new:
         with registry.errors(f"creating MLflow's database {database}"):
             registry.client.search_experiments(max_results=1)
     return registry
+
+
+def _refuse_other_files(database: Path) -> None:
+    """MLflow itself would try a file that is no database again and again, for most of a minute."""
+    with database.open("rb") as file:
+        start = file.read(len(_SQLITE))
+    if start not in (b"", _SQLITE):
+        raise RegistryError(
+            f"{database}: is not an SQLite database; restore it from a copy. Moving it away starts a new, empty registry"
+        )
+
+
+_SQLITE = b"SQLite format 3\0"
 
 
 def _check_health(uri: str, timeout: float) -> None:
@@ -134,6 +149,6 @@ def _unreachable(uri: str, what: str) -> UnreachableError:
             f"MLflow's database {uri} cannot be used now ({what}). If another process holds it, run this again."
         )
     return UnreachableError(
-        f"MLflow at {uri} does not answer ({what}). Start it with `prefixline up`, correct MLFLOW_TRACKING_URI, "
-        "or unset it to use the workspace's own database."
+        f"MLflow at {uri} does not answer ({what}). See .prefixline/logs/mlflow.log, and start it again "
+        "with `prefixline up`."
     )

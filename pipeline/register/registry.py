@@ -117,6 +117,7 @@ def log_params(registry: Registry, run_id: str, params: Mapping[str, Any]) -> No
         RegistryError: one is already logged with another value.
     """
     from mlflow.entities import Param
+    from mlflow.exceptions import MlflowException
 
     flat = []
     for key, value in _flatten(params):
@@ -124,7 +125,15 @@ def log_params(registry: Registry, run_id: str, params: Mapping[str, Any]) -> No
         flat.append(Param(key, text if len(text) <= PARAM_LIMIT else f"sha256:{digest(value)}"))
     with registry.errors(f"logging params of run {run_id}"):
         for start in range(0, len(flat), BATCH):
-            registry.client.log_batch(run_id, params=flat[start : start + BATCH])
+            batch = flat[start : start + BATCH]
+            try:
+                registry.client.log_batch(run_id, params=batch)
+            except MlflowException:
+                # Another process may have logged the same between MLflow's look and its write; MLflow then fails,
+                # though logging an equal value is no fault. A different value fails here again.
+                there = registry.client.get_run(run_id).data.params
+                missing = [param for param in batch if there.get(param.key) != param.value]
+                registry.client.log_batch(run_id, params=missing)
 
 
 def log_metrics(registry: Registry, run_id: str, metrics: Mapping[str, float]) -> None:

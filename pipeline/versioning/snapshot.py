@@ -61,18 +61,18 @@ def snapshot(
     own = dvc_repo.files_of(data.path)
     with workspace.locked():
         before = {name: _content(workspace.root / name) for name in own}
-        current, existed = is_current(workspace, data), raw.exists()
+        known, existed = current(workspace, data), raw.exists()
         try:
             with dvc_repo.opened(workspace.root) as repo:
                 if data.imported_from is None:
                     _refuse_unusable(workspace, raw, prefix_name, data)
-                    if not current:
+                    if known is None:
                         check()  # before anything is copied
                     _add(repo, raw)
                 else:
                     _import(repo, workspace, raw, data.imported_from)
                     _refuse_empty(raw, prefix_name, data)
-                    if not current or _content(workspace.root / own[0]) != before[own[0]]:
+                    if known is None or _content(workspace.root / own[0]) != before[own[0]]:
                         check()
                 md5 = hash_in((workspace.root / own[0]).read_bytes(), own[0])
                 manifest = _manifest(repo, workspace, raw, md5, own[1])
@@ -85,7 +85,11 @@ def snapshot(
                 restore(workspace.root / name, content)
             if data.imported_from is not None and before[own[0]] is None and not existed:
                 _remove(raw)
-            elif data.imported_from is not None and before[own[0]] is not None and (taken_in or not raw.exists()):
+            elif (
+                data.imported_from is not None
+                and before[own[0]] is not None
+                and (taken_in or not raw.exists())
+            ):
                 # Also where nothing came: `dvc update` removes the data before it knows that it can get new.
                 with dvc_repo.opened(workspace.root) as repo:
                     repo.checkout([str(workspace.root / own[0])], force=True)
@@ -95,8 +99,8 @@ def snapshot(
     return DatasetVersion(data.path, md5, commit, manifest, made)
 
 
-def is_current(workspace: Workspace, data: DataParams) -> bool:
-    """Whether the data on disk is the version on record, in the last commit and with our manifest.
+def current(workspace: Workspace, data: DataParams) -> DatasetVersion | None:
+    """The version on record, if it is the data on disk, in the last commit and with our manifest; else None.
 
     Files are compared by DVC's hash, which it computes again only for files whose size, time or inode changed.
 
@@ -104,18 +108,23 @@ def is_current(workspace: Workspace, data: DataParams) -> bool:
         WorkspaceError: DVC or git failed.
     """
     raw = workspace.root / data.path
-    file, manifest, _ = dvc_repo.files_of(data.path)
+    file, manifest, _ = own = dvc_repo.files_of(data.path)
     versioned = git.read(workspace.root, "HEAD", file)
     described = git.read(workspace.root, "HEAD", manifest)
     if not raw.exists() or versioned is None or described is None:
-        return False
+        return None
     if _content(workspace.root / file) != versioned or _content(workspace.root / manifest) != described:
-        return False
-    if _described(described, manifest)["md5"] != hash_in(versioned, file):
-        return False
+        return None
+    md5, recorded = hash_in(versioned, file), _described(described, manifest)
+    if recorded["md5"] != md5:
+        return None
     with dvc_repo.opened(workspace.root) as repo:
         outs = [out for stage in repo.stage.collect(str(workspace.root / file)) for out in stage.outs]
-        return not any(out.changed_checksum() for out in outs)
+        if any(out.changed_checksum() for out in outs):
+            return None
+    commit = git.last_commit(workspace.root, list(own[:2]))
+    assert commit is not None
+    return DatasetVersion(data.path, md5, commit, recorded["files"], changed=False)
 
 
 def _inside(workspace: Workspace, name: str, path: str) -> Path:

@@ -380,7 +380,7 @@ def test_the_tokenizer_gives_what_transformers_gives_without_importing_torch(enc
     expected = AutoTokenizer.from_pretrained(encoder)(text).input_ids
     params = pinned({"path": str(encoder)}, encoder)
     said = in_fresh_python(
-        "import sys; from pathlib import Path; from pipeline import base_model; "
+        "import sys; from pathlib import Path; from pipeline.base import base_model; "
         "from pipeline.params import BaseModelParams; "
         f"base = base_model.resolve('x', BaseModelParams.model_validate({params.model_dump()!r}), Path('.')); "
         f"print(base_model.tokenizer(base)({text!r}).input_ids, base_model.window(base), 'torch' in sys.modules)"

@@ -260,9 +260,12 @@ def test_a_database_without_a_place_for_artifacts_is_refused(tmp_path: Path) -> 
 
 
 def test_a_file_that_is_no_database_and_a_folder_that_cannot_be_made_are_named(tmp_path: Path) -> None:
-    (tmp_path / "mlflow.db").write_text("not a database, and long enough to be looked at as one" * 20)
+    (tmp_path / "mlflow.db").write_text("not a database")
+    with pytest.raises(RegistryError, match=r"mlflow\.db: is not an SQLite database"):
+        mlflow_registry.connect(f"sqlite:///{tmp_path}/mlflow.db", artifact_root="file:///x")
+    (tmp_path / "mlflow.db").write_bytes(b"SQLite format 3\0" + b"and then something else" * 200)
     broken = mlflow_registry.connect(f"sqlite:///{tmp_path}/mlflow.db", artifact_root="file:///x")
-    with pytest.raises(RegistryError, match=r"mlflow\.db"):
+    with pytest.raises(RegistryError, match=r"MLflow cannot use .*mlflow\.db"):
         find_run_key(broken, "reviews", KEY)
     (tmp_path / "file").write_text("")
     with pytest.raises(RegistryError, match="opening MLflow's database"):

@@ -13,7 +13,7 @@ import pytest
 from pipeline.errors import DataError, IntegrityError, WorkspaceError
 from pipeline.params import DataParams
 from pipeline.versioning import git
-from pipeline.versioning.snapshot import is_current, snapshot
+from pipeline.versioning.snapshot import current, snapshot
 from pipeline.versioning.stored import dataset_hash, fetch_dataset
 from pipeline.versioning.workspace import Workspace, open_workspace
 from tests import workspaces
@@ -80,12 +80,12 @@ def test_changed_data_is_a_new_version_and_the_old_one_can_be_fetched(
     workspace: Workspace, tmp_path: Path
 ) -> None:
     first = snapshot(workspace, "alpha", ROWS)
-    assert is_current(workspace, ROWS)
+    assert current(workspace, ROWS) is not None
     before = (workspace.root / "data/rows.jsonl").read_bytes()
     (workspace.root / "data/rows.jsonl").write_bytes(before + b'{"text": "new", "label": "y"}\n')
-    assert not is_current(workspace, ROWS)
+    assert current(workspace, ROWS) is None
     second = snapshot(workspace, "alpha", ROWS)
-    assert is_current(workspace, ROWS)
+    assert current(workspace, ROWS) == replace(second, changed=False)
     assert second.changed
     assert second.md5 != first.md5
     fetched = fetch_dataset(workspace, first.git_commit, ROWS.path, first.manifest, tmp_path / "old")
@@ -93,21 +93,21 @@ def test_changed_data_is_a_new_version_and_the_old_one_can_be_fetched(
 
 
 def test_nothing_is_current_before_its_first_version(workspace: Workspace) -> None:
-    assert not is_current(workspace, ROWS)
+    assert current(workspace, ROWS) is None
     snapshot(workspace, "alpha", ROWS)
     (workspace.root / "data/rows.jsonl").unlink()
-    assert not is_current(workspace, ROWS)
+    assert current(workspace, ROWS) is None
 
 
 def test_a_version_made_by_hand_is_not_current_until_it_has_a_manifest(workspace: Workspace) -> None:
     snapshot(workspace, "alpha", ROWS)
     path = workspace.root / "data/rows.jsonl.manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "md5": "0" * 32}))
-    assert not is_current(workspace, ROWS)
+    assert current(workspace, ROWS) is None
     git.commit(workspace.root, ["data/rows.jsonl.manifest.json"], "stale")
-    assert not is_current(workspace, ROWS)
+    assert current(workspace, ROWS) is None
     assert snapshot(workspace, "alpha", ROWS).changed
-    assert is_current(workspace, ROWS)
+    assert current(workspace, ROWS) is not None
 
 
 def test_a_folder_comes_back_from_the_remote_when_the_cache_is_gone(
@@ -388,7 +388,9 @@ def test_data_that_the_check_refuses_never_reaches_dvc(workspace: Workspace) -> 
     assert not [path for path in (workspace.root / ".dvc/cache").rglob("*") if path.is_file()]
 
 
-def test_a_refused_import_leaves_changed_data_of_the_users_alone(workspace: Workspace, tmp_path: Path) -> None:
+def test_a_refused_import_leaves_changed_data_of_the_users_alone(
+    workspace: Workspace, tmp_path: Path
+) -> None:
     snapshot(workspace, "alpha", ROWS)
     (workspace.root / ROWS.path).write_text("edited since\n")
     (tmp_path / "source.jsonl").write_text("theirs\n")

@@ -1,0 +1,105 @@
+"""A Prefect server for one command, where none is up for the workspace.
+
+Prefect would start one by itself, but it first imports its whole server into the command's own process, and then
+waits. This one starts before anything is imported, so that server and command get ready side by side, and it ends
+with the command even by kill -9.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline import servers
+from pipeline.errors import ServerError
+from pipeline.orphans import end_with_parent
+
+_EPHEMERAL = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+"""What Prefect sets for its own: no pages, and none of the services that fire schedules."""
+
+_TIMEOUT_SECONDS = 240.0
+_GRACE_SECONDS = 15.0
+
+
+def enter(workspace: Path) -> Callable[[], None] | None:
+    """`servers.enter`, with a server of this process's own where none is up. Call it before Prefect is imported.
+
+    Returns:
+        What waits until the new server answers, to be called when everything else is ready; it raises
+        ServerError where the server ended or took too long. None where the workspace's own server answers.
+
+    Raises:
+        UnreachableError: the workspace's own server runs and does not answer.
+    """
+    servers.enter(workspace)
+    if servers.prefect_api(workspace) is not None:
+        return None
+    port = servers.free_port()
+    url = f"http://{servers.HOST}:{port}/api"
+    os.environ |= {"PREFECT_API_URL": url, "PREFECT_SERVER_EPHEMERAL_ENABLED": "false"}
+    log = workspace / ".prefixline/logs/private-prefect.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    alive, held = os.pipe()  # `held` closes when this process ends
+    with os.fdopen(alive, "rb") as theirs, log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pipeline.private_prefect", str(theirs.fileno()), str(port)],
+            cwd=log.parent,
+            env={**os.environ, **_EPHEMERAL, "PYTHONSAFEPATH": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            pass_fds=(theirs.fileno(),),
+            start_new_session=True,  # Ctrl-C is for the command, which still has to report to it
+        )
+    # Registered before Prefect is imported, so that it runs after what Prefect sends at exit.
+    atexit.register(_end, process, held)
+    return lambda: _wait(process, f"{url}/health", log)
+
+
+def _wait(process: subprocess.Popen[bytes], health: str, log: Path) -> None:
+    deadline = time.monotonic() + _TIMEOUT_SECONDS
+    while not servers.answers(health):
+        if process.poll() is not None:
+            raise ServerError(
+                f"Prefect's server ended by itself, with exit status {process.returncode}. The end of {log}:\n"
+                f"{servers.tail(log)}"
+            )
+        if time.monotonic() > deadline:
+            raise ServerError(
+                f"Prefect's server did not answer at {health} within {_TIMEOUT_SECONDS:.0f} s. The end of {log}:\n"
+                f"{servers.tail(log)}"
+            )
+        time.sleep(0.05)
+
+
+def _end(process: subprocess.Popen[bytes], held: int) -> None:
+    process.terminate()
+    try:
+        process.wait(_GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.close(held)  # kills the whole group
+        process.wait()
+
+
+def main(alive: str, port: str) -> None:
+    """Serve until asked to end, or until the process that started this one is gone."""
+    end_with_parent(int(alive))
+    import uvicorn
+
+    uvicorn.run(
+        "prefect.server.api.server:create_app",
+        factory=True,
+        host=servers.HOST,
+        port=int(port),
+        log_level="error",
+        lifespan="on",
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
