@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 NAME = "docstrings"
 DATA = "data/docstrings.jsonl"
-ROWS = "500"
+ROWS = "600"
 
 
 def main() -> None:
