@@ -60,9 +60,10 @@ def test_the_templates_are_valid_and_their_commented_examples_are_too(tmp_path: 
     assert params.prefix("support-topics").training.epochs == 3
 
 
-def test_the_repositorys_own_dvc_yaml_is_the_template() -> None:
-    template = REPOSITORY / "pipeline/templates/workspace/dvc.yaml"
-    assert (REPOSITORY / "dvc.yaml").read_bytes() == template.read_bytes()
+@pytest.mark.parametrize("name", ["dvc.yaml", "prefect.yaml"])
+def test_the_repositorys_own_graph_and_project_are_the_templates(name: str) -> None:
+    template = REPOSITORY / "pipeline/templates/workspace" / name
+    assert (REPOSITORY / name).read_bytes() == template.read_bytes()
 
 
 def test_dvc_accepts_the_graph_with_no_prefix_and_with_two(workspace: Workspace) -> None:
