@@ -20,7 +20,7 @@ from prefect.tasks import Task
 from pipeline import retraining
 from pipeline.errors import UnreachableError
 from pipeline.outcome import Outcome, markdown
-from pipeline.retraining import Judged, Plan
+from pipeline.plan import Judged, Plan
 
 
 def _may_pass(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
@@ -76,7 +76,7 @@ def retrain(workspace: str, prefix: str) -> dict[str, Any]:
     """Retrain `prefix` of the workspace at `workspace`.
 
     Returns:
-        The fields of `pipeline.retraining.Outcome`; a plain dict, which Prefect can show.
+        The fields of `pipeline.outcome.Outcome`; a plain dict, which Prefect can show.
     """
     logger = get_run_logger()
     plan = snapshot(Path(workspace), prefix)

@@ -6,105 +6,34 @@ in any step leaves the registry as it was. `flows.retrain` says which steps are 
 
 from __future__ import annotations
 
-import json
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
 
+from pipeline import recording
 from pipeline.base import base_model
 from pipeline.base.base_model import ResolvedBase
-from pipeline.data import card, card_page
-from pipeline.digest import digest
+from pipeline.data import card
 from pipeline.errors import RegistryError, UnreachableError, WorkspaceError
-from pipeline.files import write_bytes, write_json
-from pipeline.judge.verdict import Verdict
 from pipeline.outcome import Outcome
 from pipeline.params import BaseModelParams, PrefixEntry, SplitParams
 from pipeline.pins import Champion, Pins, read_pins
+from pipeline.plan import Judged, Plan
 from pipeline.register import lineage, registry, versions
-from pipeline.register.curves import LiveCurves, log_curves, read_curves
-from pipeline.register.dataset_source import DvcDatasetSource
-from pipeline.register.lineage import LineageRecord
+from pipeline.register.curves import LiveCurves
 from pipeline.register.registry import Known, Registry
 from pipeline.servers import endpoints
 from pipeline.show import pages
-from pipeline.show.report import ReportData
 from pipeline.stages import WORKSPACE, champions_folder, checkpoint_folder, row_ids_folder
 from pipeline.versioning import snapshot
-from pipeline.versioning.experiment import Experiment, find_experiment
+from pipeline.versioning.experiment import find_experiment
 from pipeline.versioning.experiment import run_experiment as run_dvc_experiment
 from pipeline.versioning.snapshot import DatasetVersion
 from pipeline.versioning.stored import fetch_file, fetch_outputs, push_outputs
 from pipeline.versioning.workspace import Workspace, open_workspace, read_json_at, write_pins
-
-OUTCOME_FILE = "outcome.json"
-"""The run's artifact that a later, unchanged retraining reads its answer from."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a retraining is, decided before anything is computed.
-
-    Attributes:
-        known: what is known of the run key; None when it has to be carried out.
-        prefect_run: the id of the flow run that carries it out; None where there is none.
-        started: seconds since the epoch.
-    """
-
-    workspace: Workspace
-    name: str
-    entry: PrefixEntry
-    base: ResolvedBase
-    dataset: DatasetVersion
-    code: Mapping[str, str]
-    run_key: str
-    known: Known | None
-    prefect_run: str | None
-    started: float
-
-
-@dataclass(frozen=True)
-class Judged:
-    """A finished experiment, fetched, verified and judged.
-
-    Attributes:
-        folder: holds train/ (adapter, curves) and evaluate/ (rows, samples).
-        prepared, trained, evaluated: the stages' git-tracked records.
-        seconds: what preparing, training and evaluating took in their own processes.
-    """
-
-    experiment: Experiment
-    run_id: str
-    folder: Path
-    prepared: Mapping[str, Any]
-    trained: Mapping[str, Any]
-    evaluated: Mapping[str, Any]
-    verdict: Verdict
-
-    @property
-    def adapter(self) -> Path:
-        """The trained adapter's folder."""
-        return self.folder / "train" / "adapter"
-
-    @property
-    def curves(self) -> Path:
-        """The training's curves.jsonl."""
-        return self.folder / "train" / "curves.jsonl"
-
-    @property
-    def rows(self) -> Path:
-        """The scored test rows."""
-        return self.folder / "evaluate" / "evaluation" / "rows.parquet"
-
-    @property
-    def samples(self) -> Path:
-        """A few rows to read."""
-        return self.folder / "evaluate" / "evaluation" / "samples.json"
 
 
 def plan(folder: Path, name: str, *, prefect_run: str | None = None) -> Plan:
@@ -188,7 +117,9 @@ def unchanged(workspace: Workspace, name: str, run_key: str, known: Known) -> Ou
     Raises:
         RegistryError: the earlier run has lost its record.
     """
-    earlier: Outcome = Outcome(**registry.read_json(_connect(workspace), known.run_id, OUTCOME_FILE))
+    earlier: Outcome = Outcome(
+        **registry.read_json(_connect(workspace), known.run_id, recording.OUTCOME_FILE)
+    )
     page = pages.page_path(workspace.root, name, run_key)
     return replace(
         earlier,
@@ -277,9 +208,9 @@ def register(plan: Plan, judged: Judged) -> Outcome:
     run_id = judged.run_id
     with _marking_failure(connection, run_id):
         rows = {**judged.prepared["rows"], "total": sum(judged.prepared["rows"].values())}
-        record = _record(plan, judged, rows, registry.started_at(connection, run_id))
-        outcome = _outcome(plan, judged, rows["total"])
-        _log(plan, judged, connection, record, outcome, rows)
+        record = recording.lineage_record(plan, judged, rows, registry.started_at(connection, run_id))
+        outcome = recording.first_outcome(plan, judged, rows["total"])
+        recording.log(plan, judged, connection, record, outcome, rows)
         if judged.verdict.passed:
             examples = pages.example_texts(judged.samples)
             version = versions.register(
@@ -288,7 +219,7 @@ def register(plan: Plan, judged: Judged) -> Outcome:
             outcome = replace(outcome, version=version.version)
         else:
             registry.reject(connection, run_id, judged.verdict.reasons)
-        page = pages.write(plan.workspace.root, _report_data(plan, judged, record, outcome))
+        page = pages.write(plan.workspace.root, recording.report_data(plan, judged, record, outcome))
         registry.log_files(connection, run_id, [page.html, page.plots], "report")
     _keep_row_ids(plan, judged)
     return replace(outcome, report=str(page.html))
@@ -337,131 +268,6 @@ def _previous(plan: Plan) -> str | None:
         return None
     last = read_pins(plan.workspace.root, plan.name)
     return last.previous if last.dataset["md5"] == plan.dataset.md5 else str(last.dataset["md5"])
-
-
-def _record(plan: Plan, judged: Judged, rows: Mapping[str, int], created: str) -> LineageRecord:
-    files = {path.name: sha for path, sha in _adapter_files(judged)}
-    dataset, base = plan.dataset, plan.base
-    return LineageRecord(
-        prefix=plan.name,
-        run_key=plan.run_key,
-        files=files,
-        adapter_digest=digest(files),
-        base_model={
-            "name": base.name,
-            "digest": base.digest,
-            "source": dict(base.source),
-            "files": dict(base.files),
-        },
-        dataset={
-            "path": dataset.path,
-            "md5": dataset.md5,
-            "git_commit": dataset.git_commit,
-            "manifest": dict(dataset.manifest),
-            "rows": dict(rows),
-            "labels": judged.prepared["labels"],
-        },
-        params=lineage.identity_params(plan.entry),
-        code={"commit": judged.experiment.baseline, "dirty": False, **plan.code},
-        environment=lineage.environment_identity(),
-        experiment={"commit": judged.experiment.commit, "name": judged.experiment.name},
-        runs={"mlflow": judged.run_id, "prefect": plan.prefect_run},
-        metrics=judged.evaluated["systems"],
-        verdict=judged.verdict.to_json(),
-        seed=plan.entry.training.seed,
-        created=created,
-    )
-
-
-def _adapter_files(judged: Judged) -> Iterator[tuple[PurePosixPath, str]]:
-    for name, sha in judged.trained["manifest"].items():
-        path = PurePosixPath(name)
-        if path.parts[0] == "adapter":
-            yield path, sha
-
-
-def _outcome(plan: Plan, judged: Judged, rows: int) -> Outcome:
-    seconds = {
-        "prepare": float(judged.prepared["stage_seconds"]),
-        "train": float(judged.trained["seconds"]),
-        "evaluate": float(judged.evaluated["seconds"]),
-        "total": time.time() - plan.started,
-    }
-    return Outcome(
-        prefix=plan.name,
-        outcome="registered" if judged.verdict.passed else "rejected",
-        version=None,
-        run_key=plan.run_key,
-        dataset={"md5": plan.dataset.md5, "rows": rows, "git_commit": plan.dataset.git_commit},
-        metrics=judged.evaluated["systems"],
-        verdict=judged.verdict.to_json(),
-        runs={"mlflow": judged.run_id, "prefect": plan.prefect_run},
-        experiment=judged.experiment.commit,
-        seconds={stage: round(value, 3) for stage, value in seconds.items()},
-    )
-
-
-def _log(
-    plan: Plan,
-    judged: Judged,
-    connection: Registry,
-    record: LineageRecord,
-    outcome: Outcome,
-    rows: Mapping[str, int],
-) -> None:
-    """Inputs, figures, curve and files onto the run."""
-    run_id, dataset = judged.run_id, plan.dataset
-    source = DvcDatasetSource.of_version(
-        plan.workspace.root,
-        path=dataset.path,
-        rev=dataset.git_commit,
-        md5=dataset.md5,
-        manifest=dataset.manifest,
-    )
-    registry.log_dataset_input(connection, run_id, plan.name, source, rows)
-    log_curves(connection, run_id, read_curves(judged.curves))
-    figures = {
-        f"test/{system}/{metric}": value
-        for system, metrics in judged.evaluated["systems"].items()
-        for metric, value in metrics.items()
-        if value is not None
-    }
-    registry.log_metrics(connection, run_id, figures)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        write_bytes(folder / "lineage.json", record.to_json())
-        for name, value in {
-            OUTCOME_FILE: outcome.to_json(),
-            "verdict.json": outcome.verdict,
-            "dataset_card.json": judged.prepared["card"],
-            "evaluated.json": judged.evaluated,
-        }.items():
-            write_json(folder / name, value)
-        write_bytes(folder / "dataset_card.html", card_page.render(judged.prepared["card"]).encode())
-        registry.log_files(connection, run_id, sorted(folder.iterdir()))
-
-
-def _report_data(plan: Plan, judged: Judged, record: LineageRecord, outcome: Outcome) -> ReportData:
-    return ReportData(
-        prefix=plan.name,
-        outcome=outcome.outcome,
-        task=plan.entry.task,
-        created=record.created,
-        version=outcome.version,
-        run_key=plan.run_key,
-        verdict=outcome.verdict,
-        evaluated=judged.evaluated,
-        trained=judged.trained,
-        card=judged.prepared["card"],
-        lineage=json.loads(record.to_json()),
-        timings=outcome.seconds,
-        labels=None if judged.prepared["labels"] is None else tuple(judged.prepared["labels"]),
-        rows=judged.rows,
-        curves=judged.curves,
-        samples=judged.samples,
-        gate=plan.entry.gate,
-        evaluation=plan.entry.evaluation,
-    )
 
 
 def _keep_row_ids(plan: Plan, judged: Judged) -> None:
