@@ -16,7 +16,7 @@ from pipeline.evaluate.metrics import score_hypothesis
 from pipeline.evaluate.scored import schema
 from pipeline.judge.gate import judge
 from pipeline.params import Comparison, EvaluationParams, GateParams, SliceCriteria, Task
-from pipeline.show.report import Outcome, ReportData
+from pipeline.show.report_data import Outcome, ReportData
 
 LIBRARIES = ("asyncio", "matplotlib", "networkx", "numpy", "pandas", "scikit-learn", "sqlalchemy", "sympy")
 INTENTS = tuple(

@@ -22,15 +22,7 @@ from pipeline.prefix.architecture import anatomy, check_window
 from pipeline.prefix.interface import PREFIX_ATTENTION, switch
 from pipeline.prefix.tuning import Prefix, PrefixShape
 
-__all__ = ["PREFIX_ATTENTION", "Attachment", "attach", "generate", "per_layer", "record_key_values"]
-
-
-class _Recorder:
-    def __init__(self, layers: int) -> None:
-        self.layers: list[torch.Tensor | None] = [None] * layers
-
-    def seen(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
-        self.layers[layer] = torch.stack([key[0], value[0]]).detach().clone()
+__all__ = ["PREFIX_ATTENTION", "Attachment", "attach", "generate", "per_layer"]
 
 
 class Attachment:
@@ -238,28 +230,6 @@ def per_layer(key_values: torch.Tensor, model: PreTrainedModel) -> tuple[torch.T
     weight = next(model.parameters())
     rows = key_values.to(device=weight.device, dtype=weight.dtype)
     return rows.transpose(2, 3).flatten(0, 1).unbind(0)
-
-
-def record_key_values(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor:
-    """See `pipeline.prefix.tuning.text_key_values`."""
-    if input_ids.dim() != 1 or len(input_ids) == 0:
-        raise PrefixError(
-            f"text for the prefix: got shape {list(input_ids.shape)}; expected [P] with P of 1 or more"
-        )
-    found = anatomy(model)
-    check_window(found, 0, len(input_ids))
-    recorder = _Recorder(len(found.attention))
-    undo = switch(model, found, recorder, 0)
-    training = model.training
-    try:
-        model.eval()
-        with torch.no_grad():
-            device = next(model.parameters()).device
-            found.base(input_ids=input_ids[None].to(device))
-    finally:
-        model.train(training)
-        undo()
-    return torch.stack([layer for layer in recorder.layers if layer is not None])
 
 
 def _nothing() -> None:

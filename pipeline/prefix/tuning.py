@@ -159,25 +159,3 @@ def flatten(key_values: torch.Tensor) -> torch.Tensor:
 def unflatten(rows: torch.Tensor, shape: PrefixShape) -> torch.Tensor:
     """[P, L·2·H·D] → [L, 2, H, P, D]; the inverse of `flatten`."""
     return rows.view(len(rows), shape.layers, 2, shape.heads, shape.head_size).permute(1, 2, 3, 0, 4)
-
-
-def text_key_values(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor:
-    """The base model's own keys and values on a text: what to start a prefix from.
-
-    For a decoder this is exact: with it the model answers x as it would [text + x]. Rotary keys are as the
-    key/value cache holds them, at positions 0 to P − 1. An encoder's tokens would also have seen x, so there
-    it is only a good place to start.
-
-    Args:
-        model: the frozen base.
-        input_ids: the text's tokens, [P].
-
-    Returns:
-        [L, 2, H, P, D] in the model's dtype, without a graph.
-
-    Raises:
-        PrefixError: `model` cannot carry a prefix, or the text is empty or longer than its window.
-    """
-    from pipeline.prefix.attention import record_key_values
-
-    return record_key_values(model, input_ids)

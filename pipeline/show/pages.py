@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.show import report
-from pipeline.show.report import ReportData
+from pipeline.show.report_data import ReportData
 
 REPORTS = "reports"
 EXAMPLES = 3

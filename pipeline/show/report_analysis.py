@@ -21,7 +21,7 @@ from pipeline.show import plots, report_rows
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from pipeline.show.report import ReportData
+    from pipeline.show.report_data import ReportData
 
 _TITLES = {
     "accuracy": "Accuracy", "macro_f1": "Macro F1", "calibration_error": "Calibration error", "loss": "Loss",

@@ -15,7 +15,7 @@ from pipeline.show.report_analysis import Analysis, metric_number, metric_title
 from pipeline.show.report_tables import card_tables, facts, lineage_tables, tables
 
 if TYPE_CHECKING:
-    from pipeline.show.report import ReportData
+    from pipeline.show.report_data import ReportData
 
 _SAMPLES = 8
 _SUMMARIES = {

@@ -12,7 +12,8 @@ import torch
 
 from pipeline.errors import PrefixError
 from pipeline.params import PrefixParams, Task
-from pipeline.prefix.tuning import Prefix, PrefixShape, text_key_values
+from pipeline.prefix.text_start import text_key_values
+from pipeline.prefix.tuning import Prefix, PrefixShape
 
 if TYPE_CHECKING:
     import datasets

@@ -19,8 +19,9 @@ import pytest
 from pipeline.errors import DataError
 from pipeline.evaluate.scored import read
 from pipeline.show import plots, report_rows
-from pipeline.show.report import ReportData, write_index, write_plots, write_report
+from pipeline.show.report import write_index, write_plots, write_report
 from pipeline.show.report_analysis import metric_number
+from pipeline.show.report_data import ReportData
 from pipeline.show.report_tables import cell, tables, words
 from pipeline.show.report_view import duration, spoken_time
 from tests import report_data

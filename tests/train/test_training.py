@@ -33,7 +33,8 @@ from pipeline.errors import (
 from pipeline.params import BaseModelParams, PrefixParams, TrainingParams
 from pipeline.prefix.adapter import install_head, load_adapter
 from pipeline.prefix.attention import attach
-from pipeline.prefix.tuning import Prefix, PrefixShape, text_key_values
+from pipeline.prefix.text_start import text_key_values
+from pipeline.prefix.tuning import Prefix, PrefixShape
 from pipeline.train import checkpoints, training_loop
 from pipeline.train.batches import GenerationRows
 from pipeline.train.initialisation import exactly, task_text

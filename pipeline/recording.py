@@ -1,0 +1,155 @@
+"""What a finished retraining leaves: the lineage record, the answer, what goes on the MLflow run, and the page's data."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+
+from pipeline.data import card_page
+from pipeline.digest import digest
+from pipeline.files import write_bytes, write_json
+from pipeline.outcome import Outcome
+from pipeline.plan import Judged, Plan
+from pipeline.register import lineage, registry
+from pipeline.register.curves import log_curves, read_curves
+from pipeline.register.dataset_source import DvcDatasetSource
+from pipeline.register.lineage import LineageRecord
+from pipeline.register.registry import Registry
+from pipeline.show.report_data import ReportData
+
+OUTCOME_FILE = "outcome.json"
+"""The run's artifact that a later, unchanged retraining reads its answer from."""
+
+
+def lineage_record(plan: Plan, judged: Judged, rows: Mapping[str, int], created: str) -> LineageRecord:
+    """What made this adapter: base model, data, code, parameters, experiment and runs.
+
+    `rows` are per split, with their total; `created` is when the MLflow run began, so that a repeat says the same.
+    """
+    files = {path.name: sha for path, sha in _adapter_files(judged)}
+    dataset, base = plan.dataset, plan.base
+    return LineageRecord(
+        prefix=plan.name,
+        run_key=plan.run_key,
+        files=files,
+        adapter_digest=digest(files),
+        base_model={
+            "name": base.name,
+            "digest": base.digest,
+            "source": dict(base.source),
+            "files": dict(base.files),
+        },
+        dataset={
+            "path": dataset.path,
+            "md5": dataset.md5,
+            "git_commit": dataset.git_commit,
+            "manifest": dict(dataset.manifest),
+            "rows": dict(rows),
+            "labels": judged.prepared["labels"],
+        },
+        params=lineage.identity_params(plan.entry),
+        code={"commit": judged.experiment.baseline, "dirty": False, **plan.code},
+        environment=lineage.environment_identity(),
+        experiment={"commit": judged.experiment.commit, "name": judged.experiment.name},
+        runs={"mlflow": judged.run_id, "prefect": plan.prefect_run},
+        metrics=judged.evaluated["systems"],
+        verdict=judged.verdict.to_json(),
+        seed=plan.entry.training.seed,
+        created=created,
+    )
+
+
+def _adapter_files(judged: Judged) -> Iterator[tuple[PurePosixPath, str]]:
+    for name, sha in judged.trained["manifest"].items():
+        path = PurePosixPath(name)
+        if path.parts[0] == "adapter":
+            yield path, sha
+
+
+def first_outcome(plan: Plan, judged: Judged, rows: int) -> Outcome:
+    """The answer as far as it is known before the registration, which adds the version."""
+    seconds = {
+        "prepare": float(judged.prepared["stage_seconds"]),
+        "train": float(judged.trained["seconds"]),
+        "evaluate": float(judged.evaluated["seconds"]),
+        "total": time.time() - plan.started,
+    }
+    return Outcome(
+        prefix=plan.name,
+        outcome="registered" if judged.verdict.passed else "rejected",
+        version=None,
+        run_key=plan.run_key,
+        dataset={"md5": plan.dataset.md5, "rows": rows, "git_commit": plan.dataset.git_commit},
+        metrics=judged.evaluated["systems"],
+        verdict=judged.verdict.to_json(),
+        runs={"mlflow": judged.run_id, "prefect": plan.prefect_run},
+        experiment=judged.experiment.commit,
+        seconds={stage: round(value, 3) for stage, value in seconds.items()},
+    )
+
+
+def log(
+    plan: Plan,
+    judged: Judged,
+    connection: Registry,
+    record: LineageRecord,
+    outcome: Outcome,
+    rows: Mapping[str, int],
+) -> None:
+    """Inputs, figures, curve and files onto the run."""
+    run_id, dataset = judged.run_id, plan.dataset
+    source = DvcDatasetSource.of_version(
+        plan.workspace.root,
+        path=dataset.path,
+        rev=dataset.git_commit,
+        md5=dataset.md5,
+        manifest=dataset.manifest,
+    )
+    registry.log_dataset_input(connection, run_id, plan.name, source, rows)
+    log_curves(connection, run_id, read_curves(judged.curves))
+    figures = {
+        f"test/{system}/{metric}": value
+        for system, metrics in judged.evaluated["systems"].items()
+        for metric, value in metrics.items()
+        if value is not None
+    }
+    registry.log_metrics(connection, run_id, figures)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        write_bytes(folder / "lineage.json", record.to_json())
+        for name, value in {
+            OUTCOME_FILE: outcome.to_json(),
+            "verdict.json": outcome.verdict,
+            "dataset_card.json": judged.prepared["card"],
+            "evaluated.json": judged.evaluated,
+        }.items():
+            write_json(folder / name, value)
+        write_bytes(folder / "dataset_card.html", card_page.render(judged.prepared["card"]).encode())
+        registry.log_files(connection, run_id, sorted(folder.iterdir()))
+
+
+def report_data(plan: Plan, judged: Judged, record: LineageRecord, outcome: Outcome) -> ReportData:
+    """What the page of this retraining shows."""
+    return ReportData(
+        prefix=plan.name,
+        outcome=outcome.outcome,
+        task=plan.entry.task,
+        created=record.created,
+        version=outcome.version,
+        run_key=plan.run_key,
+        verdict=outcome.verdict,
+        evaluated=judged.evaluated,
+        trained=judged.trained,
+        card=judged.prepared["card"],
+        lineage=json.loads(record.to_json()),
+        timings=outcome.seconds,
+        labels=None if judged.prepared["labels"] is None else tuple(judged.prepared["labels"]),
+        rows=judged.rows,
+        curves=judged.curves,
+        samples=judged.samples,
+        gate=plan.entry.gate,
+        evaluation=plan.entry.evaluation,
+    )
