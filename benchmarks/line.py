@@ -3,8 +3,8 @@
     python benchmarks/line.py [--data ROWS.jsonl] [--runs 5]
 
 Works in a new workspace in a temporary folder, with all-MiniLM-L6-v2 and docstrings harvested on the spot, or
-`--data`, a JSONL file with `text` and `label`. "Cold" is without servers: Prefect starts an ephemeral one for each
-retraining. "Warm" is with `prefixline up` in the background. Prints JSON; all figures are seconds of wall clock.
+`--data`, a JSONL file with `text` and `label`. "Cold" is without servers: a retraining starts a Prefect
+server of its own. "Warm" is with `prefixline up` in the background. Prints JSON; all figures are seconds of wall clock.
 
 Overhead is the command's time minus what the stages themselves say they computed: preparing (the whole stage),
 training (steps and validations) and evaluating (scoring). Starting Python and importing torch counts as overhead.

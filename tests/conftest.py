@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from pipeline.environment import quiet_environment
 
 os.environ.update(quiet_environment())
+# Ignored by what a shell starts in the background, and inherited: the commands under test would not hear Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from tests import tiny
 

@@ -26,9 +26,10 @@ def tiny_encoder(
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    vocabulary = {word: i for i, word in enumerate([*specials, *WORDS, *"abcdefghijklmnopqrstuvwxyz"])}
-    for letter in "abcdefghijklmnopqrstuvwxyz":
-        vocabulary[f"##{letter}"] = len(vocabulary)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    # Once each ("a" is a word and a letter): two tokens of one number are written in an order of no meaning.
+    tokens = dict.fromkeys([*specials, *WORDS, *letters, *(f"##{letter}" for letter in letters)])
+    vocabulary = {token: number for number, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
