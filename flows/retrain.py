@@ -82,7 +82,7 @@ def retrain(workspace: str, prefix: str) -> dict[str, Any]:
     plan = snapshot(Path(workspace), prefix)
     if plan.known is not None:
         logger.info("unchanged: run key %s is known", plan.run_key)
-        outcome = retraining.unchanged(plan.workspace, prefix, plan.run_key, plan.known)
+        outcome = retraining.earlier_outcome(plan)
     else:
         commit = experiment(plan)
         outcome = register(plan, gate(plan, commit))

@@ -8,6 +8,7 @@ it runs, so that `--help` answers at once.
 from __future__ import annotations
 
 import atexit
+import errno
 import gc
 import json
 import os
@@ -28,9 +29,23 @@ EXIT_ERROR = 1
 EXIT_REJECTED = 3
 EXIT_INTERRUPTED = 130
 
+_DISK = frozenset(
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        errno.EACCES,
+        errno.EPERM,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.EIO,
+    }
+)
+"""What the user's disk or folders are the reason of."""
+
 
 class _Commands(click.Group):
-    """Turns prefixline's own errors into a message on stderr and exit code 1; other errors are our bugs."""
+    """Turns our own errors and the disk's into a message on stderr and exit code 1; others are our bugs."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -38,9 +53,19 @@ class _Commands(click.Group):
         except PrefixlineError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(EXIT_ERROR)
+        except OSError as error:
+            if error.errno not in _DISK:
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            click.echo(f"error: {where}{error.strerror}. Mend this and run the same command again", err=True)
+            ctx.exit(EXIT_ERROR)
         except KeyboardInterrupt:
+            resumes = ctx.invoked_subcommand == "retrain"
             click.echo(
-                "stopped; nothing is lost: the same command goes on from the last checkpoint", err=True
+                "stopped; nothing is lost: the same command goes on from the last checkpoint"
+                if resumes
+                else "stopped",
+                err=True,
             )
             ctx.exit(EXIT_INTERRUPTED)
 

@@ -9,8 +9,10 @@ A prefix's settings are `defaults`, overridden key by key by its own entry under
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
@@ -21,6 +23,9 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Task = Literal["classification", "generation"]
+
+Texts = Annotated[tuple[str, ...], Field(strict=False)]
+"""A list in YAML is a tuple here; what is in it is not turned into anything."""
 
 METRICS: Mapping[str, Literal["higher", "lower"]] = {
     "accuracy": "higher",
@@ -35,6 +40,14 @@ METRICS: Mapping[str, Literal["higher", "lower"]] = {
 """Each metric a gate can judge, and which way is better. `loss` is in nats: per row for classification,
 per target token for generation."""
 
+METRIC_RANGE: Mapping[str, tuple[float, float]] = {
+    **dict.fromkeys(("accuracy", "macro_f1", "calibration_error", "rouge_l"), (0.0, 1.0)),
+    **dict.fromkeys(("bleu", "chrf"), (0.0, 100.0)),
+    "loss": (0.0, math.inf),
+    "perplexity": (1.0, math.inf),
+}
+"""What each metric can be; a floor outside would always or never be met."""
+
 TASK_METRICS: Mapping[Task, tuple[str, ...]] = {
     "classification": ("accuracy", "macro_f1", "calibration_error", "loss"),
     "generation": ("loss", "perplexity", "bleu", "chrf", "rouge_l"),
@@ -42,7 +55,8 @@ TASK_METRICS: Mapping[Task, tuple[str, ...]] = {
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    # strict: `true` is no number and "3" no integer.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
 
 class HubSource(_Section):
@@ -88,6 +102,9 @@ class SplitParams(_Section):
         return self
 
 
+_NOT_DATA = frozenset({".git", ".dvc", ".prefixline", "artifacts", "pins", "reports", "~"})
+
+
 class DataParams(_Section):
     """The raw data: a file or a folder of files in the workspace, and what its columns mean.
 
@@ -100,13 +117,33 @@ class DataParams(_Section):
     imported_from: str | None = None
     text: str = "text"
     label: str = "label"
-    labels: tuple[str, ...] | None = None
+    labels: Texts | None = None
     source: str = "source"
     target: str = "target"
-    slices: tuple[str, ...] = ()
+    slices: Texts = ()
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     too_long: Literal["error", "truncate", "drop"] = "error"
     splits: SplitParams = SplitParams()
+
+    @model_validator(mode="after")
+    def _nothing_twice(self) -> DataParams:
+        problems = [
+            f"{key}: got {list(names)!r}; expected each once"
+            for key, names in (("labels", self.labels), ("slices", self.slices))
+            if names is not None and len(set(names)) < len(names)
+        ]
+        parts = PurePosixPath(self.path).parts
+        if not parts or ".." in parts or parts[0] in _NOT_DATA:
+            problems.append(
+                f"path: got {self.path!r}; expected a file or folder in the workspace and none of its own: "
+                f"{', '.join(sorted(_NOT_DATA))}"
+            )
+        for one, other in (("text", "label"), ("source", "target")):
+            if (column := getattr(self, one)) == getattr(self, other):
+                problems.append(f"{other}: got {column!r}, as {one}; expected another column")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
 
 
 class PrefixParams(_Section):
@@ -188,7 +225,7 @@ class GateParams(_Section):
     floors: dict[str, float] = {}
     better_than_base: Comparison | None = None
     not_worse_than_champion: Comparison | None = None
-    slices: tuple[SliceCriteria, ...] = ()
+    slices: Annotated[tuple[SliceCriteria, ...], Field(strict=False)] = ()
 
 
 class ScheduleParams(_Section):
@@ -227,6 +264,13 @@ class PrefixEntry(_Section):
             for key, metric in wanted
             if metric not in known
         ]
+        floors = {f"gate.floors.{metric}": (metric, floor) for metric, floor in self.gate.floors.items()}
+        for i, criteria in enumerate(self.gate.slices):
+            floors |= {f"gate.slices.{i}.floors.{m}": (m, floor) for m, floor in criteria.floors.items()}
+        for key, (metric, floor) in floors.items():
+            low, high = METRIC_RANGE.get(metric, (-math.inf, math.inf))
+            if not low <= floor <= high:
+                problems.append(f"{key}: got {floor:g}; {metric} is between {low:g} and {high:g}")
         problems += [
             f"gate.slices.{i}.column: {criteria.column!r} is not listed under data.slices"
             for i, criteria in enumerate(self.gate.slices)
@@ -271,7 +315,10 @@ def load_params(path: Path) -> Params:
 def parse_params(raw: Any, *, where: str = "params.yaml") -> Params:
     """Validate the plain content of a params.yaml (see `load_params`)."""
     if not isinstance(raw, dict):
-        raise ParamsError([f"got {type(raw).__name__}; expected a mapping"], heading=f"{where}:")
+        got = "nothing" if raw is None else type(raw).__name__
+        raise ParamsError(
+            [f"got {got}; expected a mapping with base_models and prefixes"], heading=f"{where}:"
+        )
     problems = [
         f"{key}: unknown key; expected one of base_models, defaults, prefixes"
         for key in raw.keys() - {"base_models", "defaults", "prefixes"}
@@ -279,10 +326,13 @@ def parse_params(raw: Any, *, where: str = "params.yaml") -> Params:
     defaults = _section(raw, "defaults")
     prefixes = _section(raw, "prefixes")
     base_models = _section(raw, "base_models")
-    for key, value in {"defaults": defaults, "prefixes": prefixes, "base_models": base_models}.items():
-        if not isinstance(value, dict):
-            problems.append(f"{key}: got {type(value).__name__}; expected a mapping")
-    if problems:
+    misshapen = [
+        f"{key}: got {type(value).__name__}; expected a mapping"
+        for key, value in {"defaults": defaults, "prefixes": prefixes, "base_models": base_models}.items()
+        if not isinstance(value, dict)
+    ]
+    if misshapen:
+        problems += misshapen
         raise ParamsError(sorted(problems), heading=f"{where} is not valid:")
 
     merged = {
@@ -296,7 +346,7 @@ def parse_params(raw: Any, *, where: str = "params.yaml") -> Params:
         problems += _explain(error, prefixes)
     for name, entry in prefixes.items():
         wanted = entry.get("base_model", defaults.get("base_model")) if isinstance(entry, dict) else None
-        if wanted is not None and wanted not in base_models:
+        if isinstance(wanted, str) and wanted not in base_models:
             available = ", ".join(sorted(map(str, base_models))) or "none"
             problems.append(
                 f"prefixes.{name}.base_model: {wanted!r} is not under base_models; available: {available}"
@@ -322,6 +372,7 @@ def _section(raw: Mapping[str, Any], key: str) -> Any:
 
 def _read_yaml(path: Path) -> Any:
     from ruamel.yaml import YAML
+    from ruamel.yaml.constructor import DuplicateKeyError
     from ruamel.yaml.error import YAMLError
 
     try:
@@ -332,6 +383,11 @@ def _read_yaml(path: Path) -> Any:
         ) from None
     except UnicodeDecodeError as error:
         raise ParamsError([f"{path}: is not UTF-8: {error.reason} at byte {error.start}"]) from None
+    except DuplicateKeyError as error:
+        line = error.problem_mark.line + 1
+        raise ParamsError(
+            [f"{path}:{line}: {str(error.problem).split(' with value')[0]}; expected each once"]
+        ) from None
     except YAMLError as error:
         raise ParamsError([f"{path}: is not valid YAML: {error}"]) from None
 
@@ -359,9 +415,18 @@ def _explain(error: ValidationError, prefixes: Mapping[str, Any]) -> list[str]:
         if _SOURCES.intersection(where):
             bad_sources.add(".".join(where[: where.index("source") + 1]))
             continue
-        if where[0] == "prefixes" and fault["type"] not in ("missing", "value_error"):
+        if (
+            where[0] == "prefixes"
+            and where[-1] != "[key]"
+            and fault["type"] not in ("missing", "value_error")
+        ):
             where = _written_at(where, prefixes)
         path = ".".join(where)
+        if where[-1] == "[key]":
+            problems.append(
+                f"{'.'.join(where[:-1])}: is not a name; expected up to 63 lower-case letters, digits, - and _, a letter first"
+            )
+            continue
         message = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
             problems.append(f"{path}: unknown key")
@@ -372,6 +437,8 @@ def _explain(error: ValidationError, prefixes: Mapping[str, Any]) -> list[str]:
                 f"{path}.{line}" if ": " in line else f"{path}: {line}" for line in message.split("\n")
             ]
         else:
+            message = re.sub(r"a valid dictionary( or instance of \w+)?", "a mapping", message)
+            message = message.replace("a valid tuple", "a valid list")
             problems.append(f"{path}: got {fault['input']!r}; {message[0].lower()}{message[1:]}")
     problems += [
         f"{path}: expected one of {{hub, revision (40 hex characters)}}, {{path}} or {{package, folder}}"

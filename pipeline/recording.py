@@ -23,6 +23,9 @@ from pipeline.show.report_data import ReportData
 OUTCOME_FILE = "outcome.json"
 """The run's artifact that a later, unchanged retraining reads its answer from."""
 
+LINEAGE_FILE = "lineage.json"
+"""The run's artifact that holds the lineage record."""
+
 
 def lineage_record(plan: Plan, judged: Judged, rows: Mapping[str, int], created: str) -> LineageRecord:
     """What made this adapter: base model, data, code, parameters, experiment and runs.
@@ -119,7 +122,7 @@ def log(
     registry.log_metrics(connection, run_id, figures)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        write_bytes(folder / "lineage.json", record.to_json())
+        write_bytes(folder / LINEAGE_FILE, record.to_json())
         for name, value in {
             OUTCOME_FILE: outcome.to_json(),
             "verdict.json": outcome.verdict,

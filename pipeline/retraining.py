@@ -6,6 +6,7 @@ in any step leaves the registry as it was. `flows.retrain` says which steps are 
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -17,13 +18,16 @@ from pipeline import recording
 from pipeline.base import base_model
 from pipeline.base.base_model import ResolvedBase
 from pipeline.data import card
+from pipeline.digest import canonical_json
 from pipeline.errors import RegistryError, UnreachableError, WorkspaceError
+from pipeline.locks import exclusive
 from pipeline.outcome import Outcome
 from pipeline.params import BaseModelParams, PrefixEntry, SplitParams
 from pipeline.pins import Champion, Pins, read_pins
 from pipeline.plan import Judged, Plan
 from pipeline.register import lineage, registry, versions
 from pipeline.register.curves import LiveCurves
+from pipeline.register.lineage import LineageRecord
 from pipeline.register.registry import Known, Registry
 from pipeline.servers import endpoints
 from pipeline.show import pages
@@ -74,7 +78,7 @@ def _run_key(dataset: DatasetVersion, base: ResolvedBase, entry: PrefixEntry, co
 def already_done(folder: Path, name: str) -> Outcome | None:
     """The answer "unchanged" where it can be given without changing or versioning anything; else None.
 
-    Not for imported data, whose source would have to be asked.
+    Not for imported data, whose source would have to be asked, nor where the page would have to be made again.
 
     Raises:
         ParamsError, WorkspaceError, BaseModelError, IntegrityError, UnreachableError: as `plan`.
@@ -88,9 +92,10 @@ def already_done(folder: Path, name: str) -> Outcome | None:
     base = base_model.resolve(entry.base_model, params.base_model(name), workspace.root)
     run_key = _run_key(dataset, base, entry, lineage.code_identity())
     known = registry.find_run_key(_connect(workspace), name, run_key)
-    return (
-        None if known is None or known.outcome == "incomplete" else unchanged(workspace, name, run_key, known)
-    )
+    if known is None or known.outcome == "incomplete":
+        return None
+    answer = unchanged(workspace, name, run_key, known)
+    return answer if answer.report is not None else None
 
 
 def validate_data(workspace: Workspace, entry: PrefixEntry, base: ResolvedBase) -> None:
@@ -111,8 +116,28 @@ def validate_data(workspace: Workspace, entry: PrefixEntry, base: ResolvedBase) 
     )
 
 
+def earlier_outcome(plan: Plan) -> Outcome:
+    """The answer where the run key is known: what came of it then. A page that is missing is made again.
+
+    Raises:
+        RegistryError: the earlier run has lost its record.
+        IntegrityError, DataError: see `judge`.
+    """
+    known = plan.known
+    assert known is not None
+    answer = unchanged(plan.workspace, plan.name, plan.run_key, known)
+    experiment = find_experiment(plan.workspace, plan.name, plan.run_key)
+    if answer.report is not None or experiment is None:
+        return answer
+    judged = replace(judge(plan, experiment.commit), run_id=known.run_id)
+    assert answer.earlier is not None
+    kept = registry.read_json(_connect(plan.workspace), known.run_id, recording.LINEAGE_FILE)
+    record = LineageRecord.from_json(canonical_json(kept))
+    return replace(answer, report=_publish(plan, judged, record, replace(answer, outcome=answer.earlier)))
+
+
 def unchanged(workspace: Workspace, name: str, run_key: str, known: Known) -> Outcome:
-    """The answer where the run key is known: what came of it then.
+    """The answer as it was recorded; without a report where the page is gone.
 
     Raises:
         RegistryError: the earlier run has lost its record.
@@ -148,7 +173,7 @@ def run_experiment(plan: Plan) -> str:
                 workspace,
                 plan.name,
                 plan.run_key,
-                {WORKSPACE: str(root)},
+                {WORKSPACE: str(root), **_terminal()},
                 _to_stderr,
                 baseline=baseline,
             )
@@ -199,14 +224,22 @@ def register(plan: Plan, judged: Judged) -> Outcome:
     """Put everything on the MLflow run, then register what passed; what did not is recorded with the reasons.
 
     The answer is stored before the registration closes the run, and the page is made after it: a run that counts
-    as known always has its answer.
+    as known always has its answer, and `earlier_outcome` makes the page if this could not. Where another process
+    retrained the same at the same time, the one that comes here second finds it done.
 
     Raises:
         RegistryError, UnreachableError: the registry is as it was, or a repeat completes it.
+        OSError: the page could not be written.
     """
     connection = _connect(plan.workspace)
     run_id = judged.run_id
-    with _marking_failure(connection, run_id):
+    with (
+        exclusive(plan.workspace.state / "registering" / f"{plan.name}.lock"),
+        _marking_failure(connection, run_id),
+    ):
+        known = registry.find_run_key(connection, plan.name, plan.run_key)
+        if known is not None and known.outcome != "incomplete":
+            return earlier_outcome(replace(plan, known=known))
         rows = {**judged.prepared["rows"], "total": sum(judged.prepared["rows"].values())}
         record = recording.lineage_record(plan, judged, rows, registry.started_at(connection, run_id))
         outcome = recording.first_outcome(plan, judged, rows["total"])
@@ -219,10 +252,22 @@ def register(plan: Plan, judged: Judged) -> Outcome:
             outcome = replace(outcome, version=version.version)
         else:
             registry.reject(connection, run_id, judged.verdict.reasons)
-        page = pages.write(plan.workspace.root, recording.report_data(plan, judged, record, outcome))
-        registry.log_files(connection, run_id, [page.html, page.plots], "report")
-    _keep_row_ids(plan, judged)
-    return replace(outcome, report=str(page.html))
+        return replace(outcome, report=_publish(plan, judged, record, outcome))
+
+
+def _publish(plan: Plan, judged: Judged, record: LineageRecord, outcome: Outcome) -> str:
+    """Make the page, put it on the run, and keep the row ids, by which the next card says what changed."""
+    page = pages.write(plan.workspace.root, recording.report_data(plan, judged, record, outcome))
+    registry.log_files(_connect(plan.workspace), judged.run_id, [page.html, page.plots], "report")
+    fetch_file(
+        plan.workspace,
+        judged.experiment.commit,
+        plan.name,
+        "prepare",
+        f"prepared/{card.ROW_IDS}",
+        row_ids_folder(plan.workspace.root, plan.name, plan.dataset.md5) / card.ROW_IDS,
+    )
+    return str(page.html)
 
 
 def _connect(workspace: Workspace) -> Registry:
@@ -270,18 +315,6 @@ def _previous(plan: Plan) -> str | None:
     return last.previous if last.dataset["md5"] == plan.dataset.md5 else str(last.dataset["md5"])
 
 
-def _keep_row_ids(plan: Plan, judged: Judged) -> None:
-    """Keep the dataset version's row ids, so that the next version's card can say what changed."""
-    fetch_file(
-        plan.workspace,
-        judged.experiment.commit,
-        plan.name,
-        "prepare",
-        f"prepared/{card.ROW_IDS}",
-        row_ids_folder(plan.workspace.root, plan.name, plan.dataset.md5) / card.ROW_IDS,
-    )
-
-
 @contextmanager
 def _marking_failure(connection: Registry, run_id: str) -> Iterator[None]:
     """Mark the MLflow run as failed when the block fails, whatever the reason; the reason is what is raised."""
@@ -291,6 +324,13 @@ def _marking_failure(connection: Registry, run_id: str) -> Iterator[None]:
         with suppress(RegistryError, UnreachableError):
             registry.interrupt(connection, run_id, f"{type(error).__name__}: {error}")
         raise
+
+
+def _terminal() -> dict[str, str]:
+    """What lets the stages draw their bars: they write to a pipe, whose other end may be a terminal's."""
+    if not sys.stderr.isatty():
+        return {}
+    return {"TTY_COMPATIBLE": "1", "COLUMNS": str(shutil.get_terminal_size().columns)}
 
 
 def _to_stderr(text: str) -> None:

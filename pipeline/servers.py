@@ -167,6 +167,8 @@ def up(
     with _only_one(state), _stop_requests() as stop, ExitStack() as cleanup:
         _end_leftovers(state, say)
         ports = _free_ports({"mlflow": mlflow_port, "prefect": prefect_port})
+        if not _make_database(state, stop, say):
+            return
         cleanup.callback((state / STATE_FILE).unlink, missing_ok=True)
         mlflow, prefect = (
             _start(spec, cleanup) for spec in _specifications(workspace, ports["mlflow"], ports["prefect"])
@@ -174,12 +176,35 @@ def up(
         record = ServersRecord(ProcessId.of(os.getpid()), mlflow.record, prefect.record, ready=False)
         record.write(state)
         for server in (mlflow, prefect):
-            if not _wait_until_itanswers(server, (mlflow, prefect), stop, timeout, say):
+            if not _wait_until_it_answers(server, (mlflow, prefect), stop, timeout, say):
                 return
         record.now_ready().write(state)
         say("Both servers are up. Ctrl-C ends them.")
         while not stop.wait(0.5):
             _raise_if_dead((mlflow, prefect))
+
+
+def _make_database(state: Path, stop: threading.Event, say: Callable[[str], None]) -> bool:
+    """MLflow's database before its server starts, which would leave half of one if ended meanwhile.
+
+    In a process of its own: MLflow would otherwise stay in this one's memory. False when asked to stop.
+    """
+    database = state / "mlflow.db"
+    if database.exists():
+        return True
+    say("making MLflow's database")
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.register.database", str(database), (state / "mlartifacts").as_uri()],
+        env={**os.environ, **quiet_environment(offline=False)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if stop.is_set():
+        return False
+    if done.returncode != 0:
+        raise ServerError(f"MLflow's database {database} could not be made: {done.stderr.strip()[-2000:]}")
+    return True
 
 
 @dataclass(frozen=True)
@@ -288,7 +313,7 @@ def _signal_group(group: int, number: signal.Signals) -> None:
         os.killpg(group, number)
 
 
-def _wait_until_itanswers(
+def _wait_until_it_answers(
     server: _Server,
     all_servers: Sequence[_Server],
     stop: threading.Event,

@@ -11,10 +11,11 @@ import pytest
 from pipeline.environment import quiet_environment
 
 os.environ.update(quiet_environment())
-# Ignored by what a shell starts in the background, and inherited: the commands under test would not hear Ctrl-C.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from tests import tiny
+
+# Ignored by what a shell starts in the background, and inherited: the commands under test would not hear Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

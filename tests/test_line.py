@@ -7,6 +7,8 @@ import os
 import re
 import signal
 import socket
+import subprocess
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,11 @@ import pytest
 
 from pipeline import servers
 from pipeline.data.splits import row_id
+from pipeline.environment import quiet_environment
 from pipeline.register import registry
 from pipeline.register.registry import Registry
 from pipeline.server_state import ProcessId, ServerRecord, ServersRecord, read_state
-from tests.line import Line, make_line, rows
+from tests.line import PREFIXLINE, Line, make_line, rows
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +161,7 @@ def test_changed_data_is_a_new_version_compared_with_the_champion_on_the_same_ro
 
 
 def test_what_the_gate_rejects_is_recorded_and_not_registered(tmp_path: Path):
-    strict = make_line(tmp_path, floor=1.01)
+    strict = make_line(tmp_path, floor=1.0)
     outcome = strict.json("retrain", "words", expect=3)
     assert (outcome["outcome"], outcome["version"]) == ("rejected", None)
     run = connection(strict).client.get_run(outcome["runs"]["mlflow"])
@@ -255,3 +258,26 @@ def test_uncommitted_changes_are_named_and_nothing_is_done(line: Line, first: di
     assert done.returncode == 1
     assert "params.yaml: changed, not committed" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_in_a_terminal_a_retraining_draws_a_bar_with_loss_and_rate(tmp_path: Path):
+    line = make_line(tmp_path)
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        [str(PREFIXLINE), "retrain", "words", "--json"],
+        cwd=line.root,
+        env={**os.environ, **quiet_environment()},
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    drawn = b""
+    with suppress(OSError):  # how Linux says that the terminal's other side has closed
+        while piece := os.read(ours, 65536):
+            drawn += piece
+    os.close(ours)
+    assert process.stdout is not None
+    assert json.loads(process.stdout.read())["outcome"] == "registered"
+    assert process.wait() == 0
+    assert re.search(r"step \d+/200 .*━.* loss \d\.\d+ +[\d,]+ examples/s", drawn.decode())
+    assert b"\x1b[2K" in drawn  # drawn over, not line after line

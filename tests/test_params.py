@@ -102,7 +102,66 @@ def test_the_objects_cannot_be_changed():
             {"train": 0.9},
             "prefixes.questions.data.splits: train + validation",
         ),
-        ("prefixes.Questions", {}, "prefixes.Questions"),
+        (
+            "prefixes.questions.training.epochs",
+            True,
+            "prefixes.questions.training.epochs: got True; input should be",
+        ),
+        (
+            "prefixes.questions.training.epochs",
+            "3",
+            "prefixes.questions.training.epochs: got '3'; input should be",
+        ),
+        (
+            "prefixes.questions.gate.floors",
+            {"accuracy": 80},
+            "prefixes.questions.gate.floors.accuracy: got 80; accuracy is between 0 and 1",
+        ),
+        (
+            "prefixes.questions.gate",
+            {"slices": [{"column": "region", "floors": {"loss": -1.0}}]},
+            "prefixes.questions.gate.slices.0.floors.loss: got -1; loss is between 0 and inf",
+        ),
+        (
+            "prefixes.questions.base_model",
+            ["small"],
+            "prefixes.questions.base_model: got ['small']; input should be",
+        ),
+        (
+            "prefixes.questions.data.slices",
+            ["region", "region"],
+            "prefixes.questions.data.slices: got ['region', 'region']; expected each once",
+        ),
+        (
+            "prefixes.questions.data.slices",
+            "region",
+            "prefixes.questions.data.slices: got 'region'; input should be a valid list",
+        ),
+        (
+            "prefixes.questions.data.label",
+            "text",
+            "prefixes.questions.data.label: got 'text', as text; expected another",
+        ),
+        (
+            "prefixes.questions.data.path",
+            "data/../../x.csv",
+            "prefixes.questions.data.path: got 'data/../../x.csv'; expected a file",
+        ),
+        (
+            "prefixes.questions.data.path",
+            ".prefixline/mlflow.db",
+            "prefixes.questions.data.path: got '.prefixline/mlflow.db'; expected",
+        ),
+        (
+            "prefixes.questions.training",
+            None,
+            "prefixes.questions.training: got None; input should be a mapping",
+        ),
+        (
+            "prefixes.Questions",
+            {"task": "generation"},
+            "prefixes.Questions: is not a name; expected up to 63 lower-case",
+        ),
         ("prefixes.questions.schedule", {"cron": "daily"}, "prefixes.questions.schedule.cron: got 'daily'"),
         (
             "prefixes.questions.training.learning_rate",
@@ -140,8 +199,14 @@ def test_all_mistakes_are_reported_at_once():
     raw = changed("prefixes.questions.training.lr", 1)
     raw["base_models"]["small"]["digest"] = "abc"
     raw["prefixes"]["other"] = {"task": "generation"}
+    raw["extra"] = 1
     found = "\n".join(problems(raw))
-    for path in ("prefixes.questions.training.lr", "base_models.small.digest", "prefixes.other.data"):
+    for path in (
+        "extra: unknown key",
+        "prefixes.questions.training.lr",
+        "base_models.small.digest",
+        "prefixes.other.data",
+    ):
         assert path in found
 
 
@@ -159,7 +224,10 @@ def test_an_unknown_prefix_lists_those_there_are():
     ("content", "said"),
     [
         (b"a: [1", "is not valid YAML"),
-        (b"defaults: {}\ndefaults: {}\n", "is not valid YAML.*duplicate key"),
+        (
+            b"defaults: {}\ndefaults: {}\n",
+            r"params\.yaml:2: found duplicate key \"defaults\"; expected each once",
+        ),
         (b"\xff\xfe\x00", "is not UTF-8"),
     ],
 )

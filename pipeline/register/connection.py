@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import RegistryError, UnreachableError
+from pipeline.register.database import ensure_database
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -23,6 +24,8 @@ BOUNDS: Mapping[str, str] = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
+    # It would write a run's address to stdout, between the lines of --json.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     # It would run `uv export` on whatever lies in the current folder.
     "MLFLOW_UV_AUTO_DETECT": "false",
 }
@@ -106,30 +109,10 @@ def connect(uri: str, *, artifact_root: str | None = None, timeout: float = 5.0)
         raise RegistryError(f"MLflow at {uri}: say where its artifacts are to lie (artifact_root)")
     database = Path(uri.removeprefix("sqlite:///"))
     registry = Registry(uri, artifact_root)
-    try:
+    with registry.errors(f"opening MLflow's database {database}"):
         database.parent.mkdir(parents=True, exist_ok=True)
-        new = not database.exists()
-        if not new:
-            _refuse_other_files(database)
-    except OSError as error:
-        raise RegistryError(f"opening MLflow's database {database}: {error}") from error
-    if new:
-        with registry.errors(f"creating MLflow's database {database}"):
-            registry.client.search_experiments(max_results=1)
+        ensure_database(database, artifact_root)
     return registry
-
-
-def _refuse_other_files(database: Path) -> None:
-    """MLflow itself would try a file that is no database again and again, for most of a minute."""
-    with database.open("rb") as file:
-        start = file.read(len(_SQLITE))
-    if start not in (b"", _SQLITE):
-        raise RegistryError(
-            f"{database}: is not an SQLite database; restore it from a copy. Moving it away starts a new, empty registry"
-        )
-
-
-_SQLITE = b"SQLite format 3\0"
 
 
 def _check_health(uri: str, timeout: float) -> None:

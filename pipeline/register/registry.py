@@ -57,18 +57,29 @@ class Known:
 
 
 def find_run_key(registry: Registry, prefix: str, run_key: str) -> Known | None:
-    """What is known of `run_key` of this prefix; None if it was never carried to an outcome."""
+    """What is known of `run_key` of this prefix; None if it was never carried to an outcome.
+
+    Raises:
+        RegistryError: it was registered, and the version has been deleted since.
+    """
     with registry.errors(f"looking for run key {run_key[:12]} of {prefix}"):
-        for run in _runs(registry, prefix, run_key):
-            outcome = run.data.tags.get(OUTCOME)
-            if outcome in ("registered", "rejected"):
-                return Known(run.info.run_id, outcome, run.data.tags.get(VERSION))
         filters = f"name = '{prefix}' and tags.`{RUN_KEY}` = '{run_key}'"
         versions = registry.client.search_model_versions(filters)
-    if not versions:
-        return None
-    first = min(versions, key=lambda version: int(version.version))
-    return Known(first.run_id, "incomplete", str(first.version))
+        for run in _runs(registry, prefix, run_key):
+            outcome = run.data.tags.get(OUTCOME)
+            if outcome == "registered" and not versions:
+                raise RegistryError(
+                    f"{prefix} version {run.data.tags.get(VERSION)}, made from exactly this, has been deleted in MLflow. "
+                    f"To register it anew, delete its run as well: mlflow runs delete --run-id {run.info.run_id}"
+                )
+            if outcome in ("registered", "rejected"):
+                return Known(run.info.run_id, outcome, run.data.tags.get(VERSION))
+        if not versions:
+            return None
+        first = min(versions, key=lambda version: int(version.version))
+        # The run may have been deleted, which leaves its tags as they were.
+        finished = registry.client.get_run(first.run_id).data.tags.get(OUTCOME) == "registered"
+    return Known(first.run_id, "registered" if finished else "incomplete", str(first.version))
 
 
 def start_run(
@@ -79,7 +90,9 @@ def start_run(
     params: Mapping[str, Any],
     tags: Mapping[str, str] | None = None,
 ) -> str:
-    """The MLflow run of this retraining, as a run id: the one there is, else a new one; it is then running.
+    """The MLflow run of this retraining, as a run id: the one there is, else a new one.
+
+    It is then running, unless it has its outcome already: that one stays as it is.
 
     Two processes that start the same run key at once agree on the earlier run; the other is deleted (it is
     empty) and tagged with the one it duplicates.
@@ -101,11 +114,13 @@ def start_run(
                     client.set_tag(run.info.run_id, DUPLICATE_OF, first.info.run_id)
                     client.delete_run(run.info.run_id)
         run = _runs(registry, prefix, run_key)[0]
+        run_id: str = run.info.run_id
+        if OUTCOME in run.data.tags:
+            return run_id
         if run.info.status != "RUNNING":
-            client.update_run(run.info.run_id, status="RUNNING")
+            client.update_run(run_id, status="RUNNING")
         for key, value in (tags or {}).items():
-            client.set_tag(run.info.run_id, key, value)
-    run_id: str = run.info.run_id
+            client.set_tag(run_id, key, value)
     log_params(registry, run_id, params)
     return run_id
 
@@ -255,8 +270,13 @@ def registered(registry: Registry, run_id: str, version: str) -> None:
 
 
 def interrupt(registry: Registry, run_id: str, error: str) -> None:
-    """Mark the run as failed, with the error; starting the same run key again resumes it."""
+    """Mark the run as failed, with the error; starting the same run key again resumes it.
+
+    A run that has its outcome keeps it: what failed afterwards is not the retraining.
+    """
     with registry.errors(f"marking run {run_id} as failed"):
+        if OUTCOME in registry.client.get_run(run_id).data.tags:
+            return
         registry.client.set_tag(run_id, ERROR, _short(error))
         registry.client.set_terminated(run_id, "FAILED")
 

@@ -10,20 +10,20 @@ DVC's cache and git's objects, both of which are written by rename.
 from __future__ import annotations
 
 import codecs
-import fcntl
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.environment import SWITCHES
 from pipeline.errors import ExperimentError, WorkspaceError
+from pipeline.locks import exclusive
 from pipeline.versioning import dvc_repo, git
 from pipeline.versioning.stored import RECORDS, check_cached, check_outputs
 from pipeline.versioning.workspace import Workspace, read_json_at
@@ -31,6 +31,7 @@ from pipeline.versioning.workspace import Workspace, read_json_at
 STAGES = tuple(RECORDS)
 GRACE_SECONDS = 30.0
 """How long the stages may take to write a checkpoint after Ctrl-C before they are killed."""
+_TERMINAL_CODE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _TAIL_LINES = 20
 
 
@@ -92,7 +93,8 @@ def run_experiment(
         WorkspaceError: git or DVC could not do their part.
     """
     folder = workspace.state / "experiments" / name
-    with _alone(folder.with_suffix(".lock"), on_output) as lock:
+    wait = f"another retraining of {name} is running in this workspace; waiting for it\n"
+    with exclusive(folder.with_suffix(".lock"), waiting=lambda: on_output(wait)) as lock:
         found = find_experiment(workspace, name, run_key)
         if found is not None:
             return found
@@ -128,18 +130,6 @@ def _name(name: str, run_key: str) -> str:
     return f"{name}-{run_key[:12]}"
 
 
-@contextmanager
-def _alone(path: Path, on_output: Callable[[str], None]) -> Iterator[int]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            on_output(f"another retraining of {path.stem} is running in this workspace; waiting for it\n")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield file.fileno()
-
-
 def _check_data(workspace: Workspace, name: str, commit: str) -> None:
     """Hash the pinned data in DVC's cache before the copy is filled from there: DVC would not notice tampering."""
     pins = read_json_at(workspace, commit, f"pins/{name}.json")
@@ -161,6 +151,7 @@ def _copy(workspace: Workspace, folder: Path, commit: str) -> Path:
     user, address = git.identity(workspace.root)
     git.run(copy, "config", "user.name", user)
     git.run(copy, "config", "user.email", address)
+    git.run(copy, "config", "commit.gpgsign", "false")
     (copy / ".dvc" / "config.local").write_text(
         # Links spare the copying of the data; state in the copy goes when the copy goes.
         f"[core]\n    site_cache_dir = {folder / 'site'}\n    check_update = false\n    analytics = false\n"
@@ -258,7 +249,8 @@ def _explain(name: str, status: int, tail: str, said: str) -> str:
     """The failed stage and its own words; DVC's only where no stage spoke."""
     failed = re.search(r"failed to reproduce '(\w+)@", said)
     where = f"stage {failed[1]} of {name} failed" if failed else f"the experiment of {name} failed"
-    lines = [line.rsplit("\r", 1)[-1].rstrip() for line in tail.replace("\r\n", "\n").split("\n")]
+    plain = _TERMINAL_CODE.sub("", tail).replace("\r\n", "\n")
+    lines = [line.rsplit("\r", 1)[-1].rstrip() for line in plain.split("\n")]
     lines = [line for line in lines if line]
     marked = [i for i, line in enumerate(lines) if line.startswith("error: ")]
     if marked:

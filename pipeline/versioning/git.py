@@ -53,9 +53,17 @@ def run(root: Path, *arguments: str, ok: Sequence[int] = (0,)) -> str:
 
 
 def top_level(folder: Path) -> Path | None:
-    """The root of the git repository that holds `folder`, or None."""
-    found = run(folder, "rev-parse", "--show-toplevel", ok=(0, 128)).strip()
-    return Path(found).resolve() if found else None
+    """The root of the git repository that holds `folder`, or None.
+
+    Raises:
+        WorkspaceError: there is one that git refuses to work in, such as another user's; with what it said.
+    """
+    try:
+        return Path(run(folder, "rev-parse", "--show-toplevel").strip()).resolve()
+    except WorkspaceError as error:
+        if "not a git repository" in str(error):
+            return None
+        raise
 
 
 def resolve(root: Path, revision: str) -> str | None:
@@ -95,13 +103,14 @@ def commit(root: Path, paths: Sequence[str], message: str) -> bool:
     Raises:
         WorkspaceError: git refused; `paths` are then unstaged again.
     """
-    run(root, "add", "--", *paths)
     try:
+        run(root, "add", "--", *paths)
         if not run(root, "status", "--porcelain=v1", "--untracked-files=no", "--", *paths):
             return False
         name, address = identity(root)
         who = ["-c", f"user.name={name}", "-c", f"user.email={address}"]
-        # --no-verify: hooks are for people's commits; these files are written by a machine, at any hour.
+        # Hooks and signatures are for people's commits; these files are written by a machine, at any hour.
+        who += ["-c", "commit.gpgsign=false"]
         run(root, *who, "commit", "--quiet", "--no-verify", "--only", "-m", message, "--", *paths)
     except BaseException:
         run(root, "reset", "--quiet", "--", *paths, ok=(0, 1, 128))

@@ -6,7 +6,6 @@ read from one. Data, experiments and stored outputs are next door: `snapshot`, `
 
 from __future__ import annotations
 
-import fcntl
 import importlib.resources
 import json
 import shutil
@@ -19,6 +18,7 @@ from typing import Any
 
 from pipeline import files
 from pipeline.errors import WorkspaceError
+from pipeline.locks import exclusive
 from pipeline.params import Params, load_params
 from pipeline.versioning import dvc_repo, git
 
@@ -60,25 +60,9 @@ class Workspace:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Alone among prefixline's processes in looking at and changing the workspace's files and commits.
-
-        The lock is the operating system's and ends with the process, however that ends.
-        """
+        """Alone among prefixline's processes in looking at and changing the workspace's files and commits."""
         with exclusive(self.state / "workspace.lock"):
             yield
-
-
-@contextmanager
-def exclusive(path: Path) -> Iterator[int]:
-    """Hold the lock file `path`, waiting for whoever holds it now.
-
-    Yields:
-        The open file's descriptor: a child process that inherits it holds the lock as long as it lives.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield file.fileno()
 
 
 def init_workspace(folder: Path) -> Workspace:
