@@ -247,3 +247,11 @@ def data(workspace: Path, name: str, json_output: bool) -> None:
         from pipeline.show.terminal import show_card
 
         show_card(card, page)
+
+
+@main.command()
+def params() -> None:
+    """List every key of params.yaml: what it means, what it takes, and its default."""
+    from pipeline.show.params_reference import params_reference
+
+    click.echo(params_reference(), nl=False)

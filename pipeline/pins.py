@@ -138,3 +138,15 @@ def _champion(raw: Mapping[str, Any]) -> Champion:
         base_name=base.pop("name"),
         base=BaseModelParams.model_validate(base),
     )
+
+
+def previous_dataset(root: Path, name: str, md5: str | None) -> str | None:
+    """DVC's md5 of the dataset version that `md5` follows, by the pins of the last retraining; None for none.
+
+    Args:
+        md5: of the data at hand; None for data that is no version yet.
+    """
+    if not (root / "pins" / f"{name}.json").exists():
+        return None
+    last = read_pins(root, name)
+    return last.previous if last.dataset["md5"] == md5 else str(last.dataset["md5"])

@@ -23,7 +23,7 @@ from pipeline.errors import RegistryError, UnreachableError, WorkspaceError
 from pipeline.locks import exclusive
 from pipeline.outcome import Outcome
 from pipeline.params import BaseModelParams, PrefixEntry, SplitParams
-from pipeline.pins import Champion, Pins, read_pins
+from pipeline.pins import Champion, Pins, previous_dataset
 from pipeline.plan import Judged, Plan
 from pipeline.register import lineage, registry, versions
 from pipeline.register.curves import LiveCurves
@@ -31,7 +31,8 @@ from pipeline.register.lineage import LineageRecord
 from pipeline.register.registry import Known, Registry
 from pipeline.servers import endpoints
 from pipeline.show import pages
-from pipeline.stages import WORKSPACE, champions_folder, checkpoint_folder, row_ids_folder
+from pipeline.stages import WORKSPACE
+from pipeline.state import champions_folder, checkpoint_folder, row_ids_folder
 from pipeline.versioning import snapshot
 from pipeline.versioning.experiment import find_experiment
 from pipeline.versioning.experiment import run_experiment as run_dvc_experiment
@@ -291,7 +292,7 @@ def _pins(plan: Plan, connection: Registry) -> Pins:
         prefix=entry.prefix,
         training=entry.training,
         evaluation=entry.evaluation,
-        previous=_previous(plan),
+        previous=previous_dataset(root, plan.name, plan.dataset.md5),
         champion=None if champion is None else _champion(champion),
     )
 
@@ -305,14 +306,6 @@ def _champion(champion: versions.Champion) -> Champion:
         base_name=base["name"],
         base=BaseModelParams.model_validate({"source": base["source"], "digest": base["digest"]}),
     )
-
-
-def _previous(plan: Plan) -> str | None:
-    """DVC's md5 of the dataset version that the one at hand followed, by the pins of the last retraining."""
-    if not (plan.workspace.root / "pins" / f"{plan.name}.json").exists():
-        return None
-    last = read_pins(plan.workspace.root, plan.name)
-    return last.previous if last.dataset["md5"] == plan.dataset.md5 else str(last.dataset["md5"])
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from typing import Any
 from pipeline.environment import SWITCHES
 from pipeline.errors import PrefixlineError, WorkspaceError
 from pipeline.pins import Pins, read_pins
+from pipeline.state import champions_folder, checkpoint_folder, row_ids_folder
 
 WORKSPACE = "PREFIXLINE_WORKSPACE"
 """The environment variable that names the true workspace."""
@@ -25,21 +26,6 @@ WORKSPACE = "PREFIXLINE_WORKSPACE"
 def workspace_root() -> Path:
     """The true workspace: from the environment, else the current folder."""
     return Path(os.environ.get(WORKSPACE) or Path.cwd())
-
-
-def checkpoint_folder(root: Path, run_key: str) -> Path:
-    """Where a training keeps its checkpoints and its growing curves.jsonl."""
-    return root / ".prefixline" / "checkpoints" / run_key
-
-
-def champions_folder(root: Path) -> Path:
-    """Where adapters of versions in production are put for the evaluation, by their digest."""
-    return root / ".prefixline" / "champions"
-
-
-def row_ids_folder(root: Path, name: str, md5: str) -> Path:
-    """Where the row ids of a dataset version are kept, for the next version's card."""
-    return root / ".prefixline" / "row_ids" / name / md5
 
 
 def prepare(pins: Pins, artifacts: Path) -> Mapping[str, Any]:

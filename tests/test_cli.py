@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import pytest
+from click.testing import CliRunner
 
 from pipeline.cli import main
 from pipeline.environment import quiet_environment
@@ -41,7 +44,7 @@ def test_every_command_has_help():
     assert [path for path, command in found.items() if not command.help] == []
     assert set(found) == {
         f"prefixline{name}"
-        for name in ("", " init", " up", " deploy", " retrain", " status", " lineage", " data")
+        for name in ("", " init", " up", " deploy", " retrain", " status", " lineage", " data", " params")
     }
 
 
@@ -71,6 +74,24 @@ def test_help_loads_no_heavy_library(tmp_path: Path):
     code = f"import sys; import pipeline.cli; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("number", "is_disk"), [(errno.ENOSPC, True), (errno.EINVAL, False)])
+def test_a_full_disk_is_an_error_message_and_what_is_not_the_users_to_mend_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, is_disk: bool
+):
+    from pipeline.versioning import workspace
+
+    def fail(folder: Path) -> None:
+        raise OSError(number, os.strerror(number), str(folder))
+
+    monkeypatch.setattr(workspace, "init_workspace", fail)
+    done = CliRunner().invoke(main, ["init", str(tmp_path / "w")])
+    if is_disk:
+        assert done.exit_code == 1
+        assert f"error: {tmp_path / 'w'}: No space left on device. Mend this and run" in done.stderr
+    else:
+        assert isinstance(done.exception, OSError)
 
 
 def test_an_unknown_command_is_a_usage_error(tmp_path: Path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 from pipeline import servers
 from pipeline.data.splits import row_id
 from pipeline.environment import quiet_environment
-from pipeline.register import registry
+from pipeline.register import registry, versions
 from pipeline.register.registry import Registry
 from pipeline.server_state import ProcessId, ServerRecord, ServersRecord, read_state
 from tests.line import PREFIXLINE, Line, make_line, rows
@@ -140,12 +141,27 @@ def test_a_second_retraining_says_unchanged_and_registers_nothing(line: Line, fi
     assert len(words["versions"]) == 1
 
 
+def test_a_page_that_was_lost_is_made_again(line: Line, first: dict[str, Any]):
+    page = Path(first["report"])
+    before = page.read_text()
+    shutil.rmtree(line.root / "reports")
+    shutil.rmtree(line.root / ".prefixline/row_ids")
+    again = line.json("retrain", "words")
+    assert (again["outcome"], again["version"], again["report"]) == ("unchanged", "1", first["report"])
+    assert page.read_text() == before
+    assert (line.root / ".prefixline/row_ids/words" / first["dataset"]["md5"] / "row_ids").exists()
+    run = connection(line).client.get_run(first["runs"]["mlflow"])
+    assert (run.info.status, run.data.tags["prefixline.outcome"]) == ("FINISHED", "registered")
+
+
 def test_changed_data_is_a_new_version_compared_with_the_champion_on_the_same_rows(
     line: Line, first: dict[str, Any]
 ):
     client = connection(line).client
     client.set_registered_model_alias("words", "production", "1")
     line.write_rows([*rows(400), *rows(60, seed=7)])
+    foretold = line.json("data", "words")["changes"]
+    assert foretold["added"] > 0
     second = line.json("retrain", "words")
     assert (second["outcome"], second["version"]) == ("registered", "2")
     assert second["dataset"]["md5"] != first["dataset"]["md5"]
@@ -154,10 +170,24 @@ def test_changed_data_is_a_new_version_compared_with_the_champion_on_the_same_ro
     assert compared["rows"] == second["verdict"]["criteria"][0]["rows"] > 30
     assert "champion" in second["metrics"]
     card = registry.read_json(connection(line), second["runs"]["mlflow"], "dataset_card.json")
-    assert card["changes"]["added"] > 0
+    assert card["changes"] == foretold
     assert card["changes"]["removed"] == 0
+    assert line.json("data", "words")["changes"] == foretold
     stages = {v["version"]: v["stages"] for v in line.json("status")["prefixes"][0]["versions"]}
     assert stages == {"1": ["production"], "2": ["candidate"]}
+
+
+def test_two_retrainings_of_one_prefix_at_once_register_one_version(tmp_path: Path):
+    line = make_line(tmp_path)
+    processes = [line.start("retrain", "words", "--json") for _ in range(2)]
+    answers = [json.loads(process.communicate(timeout=240)[0]) for process in processes]
+    assert sorted(answer["outcome"] for answer in answers) == ["registered", "unchanged"]
+    assert [answer["version"] for answer in answers] == ["1", "1"]
+    assert answers[0]["runs"] == answers[1]["runs"]
+    assert [version.version for version in versions.list_versions(connection(line), "words")] == ["1"]
+    run = connection(line).client.get_run(answers[0]["runs"]["mlflow"])
+    assert run.info.status == "FINISHED"
+    assert line.json("lineage", "words")["runs"] == answers[0]["runs"]
 
 
 def test_what_the_gate_rejects_is_recorded_and_not_registered(tmp_path: Path):
@@ -224,7 +254,7 @@ def test_servers_that_do_not_answer_are_named_and_nothing_is_done(tmp_path: Path
     assert not (line.root / "data/words.jsonl.dvc").exists()
 
 
-def test_mlflow_alone_not_answering_is_named_and_nothing_is_done(tmp_path: Path):
+def test_mlflow_alone_not_answering_is_named_and_nothing_is_done_until_it_answers(tmp_path: Path):
     line = make_line(tmp_path)
     up = line.start("up", "--mlflow-port", "0", "--prefect-port", "0")
     try:
@@ -239,14 +269,15 @@ def test_mlflow_alone_not_answering_is_named_and_nothing_is_done(tmp_path: Path)
         replace(running, mlflow=mlflow).write(state)
         done = line.run("retrain", "words")
         running.write(state)
+        assert not (line.root / "data/words.jsonl.dvc").exists()
+        # MLflow's client would print the run's address between the lines of the JSON.
+        assert line.json("retrain", "words")["outcome"] == "registered"
     finally:
         up.send_signal(signal.SIGINT)
         up.communicate(timeout=60)
     assert done.returncode == 1
     assert "MLflow at http://127.0.0.1:9 does not answer" in done.stderr
     assert "Traceback" not in done.stderr
-    assert not (line.root / "data/words.jsonl.dvc").exists()
-    assert line.json("status")["prefixes"][0]["versions"] == []
 
 
 def test_uncommitted_changes_are_named_and_nothing_is_done(line: Line, first: dict[str, Any]):

@@ -175,18 +175,8 @@ def _lengths(lengths: npt.NDArray[np.int32], splits: npt.NDArray[np.uint8]) -> d
 
 
 def _quantiles(lengths: npt.NDArray[np.int32]) -> dict[str, float]:
-    shares = {
-        "min": 0.0,
-        "p5": 0.05,
-        "p25": 0.25,
-        "median": 0.5,
-        "p75": 0.75,
-        "p95": 0.95,
-        "p99": 0.99,
-        "max": 1.0,
-    }
-    figures = np.quantile(lengths, list(shares.values()), method="inverted_cdf").tolist()
-    return {**dict(zip(shares, figures, strict=True)), "mean": round(float(lengths.mean()), 2)}
+    figures = np.quantile(lengths, list(QUANTILES.values()), method="inverted_cdf").tolist()
+    return {**dict(zip(QUANTILES, figures, strict=True)), "mean": round(float(lengths.mean()), 2)}
 
 
 def _conflicts(staged: Staged, examples: Examples, labels: tuple[str, ...]) -> dict[str, Any]:

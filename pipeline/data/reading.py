@@ -277,7 +277,9 @@ def _header_is_good(path: Path, header: Sequence[str], columns: Sequence[str], f
         faults.add(f"{path}:1", f"got the column {preview(twice[0])} twice in the header; expected each once")
     missing = [column for column in columns if column not in header]
     if missing:
-        faults.add(f"{path}:1", _no_column(missing, header))
+        other = next((mark for mark in ";\t|" if len(header) == 1 and mark in header[0]), None)
+        hint = f"; the fields seem to be separated by {preview(other)}: expected commas" if other else ""
+        faults.add(f"{path}:1", _no_column(missing, header) + hint)
     return not twice and not missing
 
 

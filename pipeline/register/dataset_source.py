@@ -18,15 +18,16 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from pipeline.data.whole import read_whole
 from pipeline.digest import digest, manifest, verify
-from pipeline.errors import DataError, IntegrityError, WorkspaceError
+from pipeline.errors import IntegrityError, WorkspaceError
 from pipeline.files import new_folder
+from pipeline.versioning import git
 
 if TYPE_CHECKING:
     import datasets
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 
 SOURCE_LIMIT = 60_000
 """Characters; MLflow refuses a source of more than 65,535. A longer manifest is recorded by its digest alone."""
-
-_LOADERS: Mapping[str, str] = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
 @dataclass(frozen=True)
@@ -132,23 +131,10 @@ class DvcDatasetSource:
         return str(target)
 
     def to_dataset(self, workspace: Path | None = None) -> datasets.Dataset:
-        """The rows, as `datasets` reads JSONL, CSV and Parquet. Raises what `load` raises, and DataError."""
-        from datasets import load_dataset
+        """The rows with every column, as they are written. Raises what `load` raises, and DataError."""
+        from datasets import Dataset
 
-        loaded = Path(self.load(workspace))
-        files = [loaded] if loaded.is_file() else sorted(file for file in loaded.rglob("*") if file.is_file())
-        suffixes = {file.suffix.lower() for file in files}
-        if len(suffixes) != 1 or not suffixes <= _LOADERS.keys():
-            raise DataError(
-                [
-                    f"{self.path}: holds {', '.join(sorted(suffixes)) or 'no file'}; expected one of {', '.join(_LOADERS)}"
-                ]
-            )
-        kind = _LOADERS[suffixes.pop()]
-        cache = loaded.parent.parent / ".rows"
-        return load_dataset(
-            kind, data_files=[str(file) for file in files], split="train", cache_dir=str(cache)
-        )
+        return Dataset(read_whole(Path(self.load(workspace))))
 
     def to_pandas(self, workspace: Path | None = None) -> pandas.DataFrame:
         """The rows as a DataFrame. Raises what `to_dataset` raises."""
@@ -198,14 +184,7 @@ class DvcDatasetSource:
 
 def remote_address(workspace: Path) -> str | None:
     """The address of git's remote `origin` without credentials; None for none, or for a path of this machine."""
-    found = subprocess.run(
-        ["git", "config", "--get", "remote.origin.url"],
-        cwd=workspace,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    url = found.stdout.strip()
+    url = git.run(workspace, "config", "--get", "remote.origin.url", ok=(0, 1)).strip()
     if re.match(r"^(https?|ssh|git)://", url):
         return re.sub(r"(?<=://)[^/@]*@", "" if url.startswith("http") else r"git@", url)
     return url if re.match(r"^[\w.-]+@[\w.-]+:(?!\\)", url) else None
@@ -214,8 +193,7 @@ def remote_address(workspace: Path) -> str | None:
 def _knows_commit(root: Path, rev: str) -> bool:
     if not root.is_dir():
         return False
-    command = ["git", "cat-file", "-e", f"{rev}^{{commit}}"]
-    return subprocess.run(command, cwd=root, capture_output=True, check=False).returncode == 0
+    return git.resolve(root, rev) == rev
 
 
 def _copy(files: Any, name: str, target: Path) -> None:

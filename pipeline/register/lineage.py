@@ -51,7 +51,8 @@ _NEEDED: Mapping[str, frozenset[str]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class LineageRecord:
-    """Everything a version was made from. All values are plain JSON; nothing in it is an absolute path.
+    """Everything a version was made from. All values are plain JSON, without a path of this machine's own (a base
+    model's source stands in it as params.yaml has it).
 
     Attributes:
         prefix: the prefix's name in params.yaml.
@@ -62,7 +63,8 @@ class LineageRecord:
         dataset: {path, md5 (DVC's), git_commit, manifest {file: SHA-256}, rows {split: int, total: int},
             labels [str] | null}.
         params: the prefix's resolved parameters, every section.
-        code: {commit, version, digest, dirty: false}.
+        code: {commit: the workspace's, from which the experiment started; version and digest (SHA-256 over the
+            sources) of prefixline as installed; dirty: false, since uncommitted changes are refused}.
         environment: {python, platform, libraries {name: version}}.
         experiment: {commit, name} of the DVC experiment.
         runs: {mlflow, prefect}: their run ids, null where there was none.

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from pipeline import servers
 from pipeline.base import base_model
 from pipeline.errors import DataError, RegistryError, WorkspaceError
+from pipeline.pins import previous_dataset
 from pipeline.register import registry, versions
 from pipeline.register.registry import Registry
 from pipeline.show.pages import REPORTS
-from pipeline.versioning import git
+from pipeline.state import row_ids_folder
+from pipeline.versioning import git, snapshot
 from pipeline.versioning.workspace import Workspace, find_workspace
 
 STAGES = ("candidate", "staging", "production", "archived")
@@ -93,6 +96,8 @@ def lineage_of(root: Path, reference: str) -> dict[str, Any]:
 def data_card(root: Path, name: str) -> tuple[dict[str, Any], Path]:
     """Validate the prefix's data as it lies in the workspace; its card, and the path of the card's page.
 
+    The card says what changed since the dataset version before.
+
     Raises:
         DataError: every fault found, with file and line.
     """
@@ -108,6 +113,9 @@ def data_card(root: Path, name: str) -> tuple[dict[str, Any], Path]:
                 f"{raw}: is not here yet; it is imported from {entry.data.imported_from} by `prefixline retrain {name}`"
             ]
         )
+    version = snapshot.current(workspace, entry.data)
+    before = previous_dataset(workspace.root, name, None if version is None else version.md5)
+    row_ids = None if before is None else row_ids_folder(workspace.root, name, before)
     base = base_model.resolve(entry.base_model, params.base_model(name), workspace.root)
     page = workspace.root / REPORTS / name / "data.html"
     card = dataset.summarise(
@@ -117,6 +125,7 @@ def data_card(root: Path, name: str) -> tuple[dict[str, Any], Path]:
         tokenizer=base_model.tokenizer(base),
         window=base_model.window(base),
         prefix_length=entry.prefix.length,
+        previous=row_ids if row_ids is not None and row_ids.is_dir() else None,
         page=page,
     )
     return card, page
@@ -128,6 +137,8 @@ def _connect(workspace: Workspace) -> Registry:
 
 
 def _parse(connection: Registry, reference: str) -> tuple[str, str]:
+    if not re.fullmatch(r"[a-z][a-z0-9_-]*([:@][\w-]+)?", reference):
+        raise RegistryError(f"{reference!r} is no version's name; expected NAME, NAME:NUMBER or NAME@STAGE")
     for separator in ("@", ":"):
         name, found, which = reference.partition(separator)
         if found and name and which:

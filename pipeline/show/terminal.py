@@ -11,8 +11,12 @@ from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
+from pipeline.data.splits import SPLITS
 from pipeline.judge.verdict import TABLE_HEADER, Verdict, table
 from pipeline.outcome import Outcome
+
+CLASSES_SHOWN = 20
+QUANTILES_SHOWN = ("min", "median", "p95", "max")
 
 _STYLE = {"passed": "green", "FAILED": "bold red"}
 
@@ -57,12 +61,12 @@ def show_overview(state: Mapping[str, Any]) -> None:
     for prefix in state["prefixes"]:
         newest = prefix["versions"][-1] if prefix["versions"] else None
         stages = [f"{stage}: {v['version']}" for v in prefix["versions"] for stage in v["stages"]]
-        last = prefix["last"]
+        last, md5 = prefix["last"], prefix["dataset"]["md5"]
         grid.add_row(
             prefix["name"],
             prefix["task"],
             prefix["base_model"],
-            f"{prefix['dataset']['path']}\n{(prefix['dataset']['md5'] or 'not versioned yet')[:16]}",
+            f"{prefix['dataset']['path']}\n{md5[:16] if md5 else 'not versioned yet'}",
             newest["version"] if newest else "none",
             "\n".join(stages) or "none",
             f"{last['outcome']}\n{last['ended']}" if last else "never",
@@ -90,13 +94,46 @@ def show_lineage(record: Mapping[str, Any]) -> None:
 
 
 def show_card(card: Mapping[str, Any], page: Path) -> None:
-    """Rows per split and class, lengths, and what was left out."""
+    """Rows per split and class, lengths, what was left out and what changed; the page has the rest."""
     console = _console()
-    tree = Tree("[bold]data card[/bold]")
-    for key, value in card.items():
-        if key not in ("examples", "lengths_histogram", "histogram"):
-            _add(tree, key.replace("_", " "), value)
-    console.print(tree)
+    rows = Table(title="Rows", title_justify="left", title_style="bold")
+    for column in ("", *SPLITS, "total"):
+        rows.add_column(column, justify="right" if column else "left")
+    classes = card["classes"] or {}
+    shown = list(classes.items())[:CLASSES_SHOWN]
+    for name, counts in [*shown, ("all", card["rows"])]:
+        figures = [counts[split] for split in SPLITS]
+        rows.add_row(escape(name), *(f"{figure:,}" for figure in (*figures, sum(figures))))
+    console.print(rows)
+    if len(classes) > len(shown):
+        console.print(f"{len(classes) - len(shown)} more classes are on the page.")
+    lengths = Table(title="Tokens", title_justify="left", title_style="bold")
+    for column in ("", *QUANTILES_SHOWN):
+        lengths.add_column(column, justify="right" if column else "left")
+    for part in ("input", "target"):
+        quantiles = card["tokens"].get(part, {}).get("quantiles", {})
+        for split in (split for split in SPLITS if split in quantiles):
+            lengths.add_row(f"{part}, {split}", *(f"{quantiles[split][name]:,}" for name in QUANTILES_SHOWN))
+    console.print(lengths)
+    window, limit = card["tokens"]["window"], card["tokens"]["limit"]
+    console.print(f"the window is {window:,} tokens, of which {limit:,} are left beside the prefix")
+    too_long, conflicts = card["too_long"], card["conflicting_labels"]
+    console.print(
+        f"{card['duplicates']['dropped']:,} duplicates dropped, {card['duplicates']['near']:,} near duplicates, "
+        f"{too_long['dropped']:,} too long and dropped, {too_long['truncated']:,} truncated"
+        + (f", {conflicts['texts']:,} texts with more than one label" if conflicts else "")
+    )
+    if (references := card["references"]) is not None:
+        console.print(
+            f"{references['total']:,} references, {references['mean']:g} a source, {references['max']} at most"
+        )
+    if (changes := card["changes"]) is None:
+        console.print("no version before this one is known")
+    else:
+        console.print(
+            f"since the version before: {changes['added']:,} rows added, {changes['removed']:,} removed, "
+            f"{changes['kept']:,} kept"
+        )
     console.print(f"page     {page}", soft_wrap=True)
 
 

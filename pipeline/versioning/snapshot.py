@@ -73,7 +73,11 @@ def snapshot(
                     _import(repo, workspace, raw, data.imported_from)
                     _refuse_empty(raw, prefix_name, data)
                     if known is None or _content(workspace.root / own[0]) != before[own[0]]:
-                        check()
+                        try:
+                            check()
+                        except DataError as error:
+                            heading = f"The data from {data.imported_from} is refused, and what was here before is back:"
+                            raise DataError([str(error)], heading=heading) from error
                 md5 = hash_in((workspace.root / own[0]).read_bytes(), own[0])
                 manifest = _manifest(repo, workspace, raw, md5, own[1])
                 dvc_repo.push(repo, [md5])

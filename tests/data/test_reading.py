@@ -121,6 +121,11 @@ def test_a_broken_jsonl_line_is_named(tmp_path, kind):
 
 CSV_FAULTS = {
     "missing column": ("text,tag\nx,a\n", 'a.csv:1: no column "label"; columns there are: "text", "tag"'),
+    "semicolons": (
+        "text;label\nx;a\n",
+        'a.csv:1: no column "text", "label"; columns there are: "text;label"; the fields seem to be separated by ";": '
+        "expected commas",
+    ),
     "duplicate header": ("text,label,text\nx,a,y\n", 'a.csv:1: got the column "text" twice in the header'),
     "too few fields": ("text,label\nx,a\nx\n", "a.csv:3: got 1 fields; expected 2"),
     "too many fields": ("text,label\nx,a,b\n", "a.csv:2: got 3 fields; expected 2"),

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = git_dvc.workspace(tmp_path_factory.mktemp("source") / "ws")
     (root / "data" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     (root / "data" / "parts" / "b").mkdir(parents=True)
-    (root / "data" / "parts" / "a.csv").write_text("text,label\nx,1\n")
+    (root / "data" / "parts" / "a.csv").write_text("text,label\nnull,01\n")
     (root / "data" / "parts" / "b" / "c.csv").write_text("text,label\ny,2\n")
     git_dvc.run(
         root, sys.executable, "-m", "dvc", "remote", "add", "-q", "-d", "store", str(root.parent / "store")
@@ -68,7 +69,10 @@ def test_a_folder_loads_with_every_file(workspace: Path) -> None:
     loaded = Path(parts.load())
     assert manifest(loaded) == expected
     assert parts.md5.endswith(".dir")
-    assert parts.to_pandas().to_dict("records") == [{"text": "x", "label": 1}, {"text": "y", "label": 2}]
+    assert parts.to_pandas().to_dict("records") == [
+        {"text": "null", "label": "01"},
+        {"text": "y", "label": "2"},
+    ]
 
 
 def test_the_source_survives_the_round_trip_and_names_no_path_of_this_machine(workspace: Path) -> None:
@@ -156,10 +160,37 @@ def test_a_clone_is_used_where_the_folder_does_not_know_the_commit(workspace: Pa
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        (
+            "r.ndjson",
+            b'\xef\xbb\xbf{"when": "2026-01-02", "n": 7}\n\n{"n": 8}\n',
+            [("2026-01-02", 7), (None, 8)],
+        ),
+        ("r.csv", b'\xef\xbb\xbfwhen,n\r\nNA,07\r\n"a\nb",\r\n', [("NA", "07"), ("a\nb", "")]),
+    ],
+)
+def test_no_value_is_turned_into_another(
+    workspace: Path, name: str, content: bytes, expected: list[tuple[Any, Any]]
+) -> None:
+    (workspace / "data" / name).write_bytes(content)
+    git_dvc.snapshot(workspace, f"data/{name}")
+    rows = source(workspace, f"data/{name}").to_dataset().to_list()
+    assert [(row["when"], row["n"]) for row in rows] == expected
+
+
+def test_a_column_that_mixes_types_has_no_table(workspace: Path) -> None:
+    (workspace / "data" / "m.jsonl").write_text('{"n": 1}\n{"n": "one"}\n')
+    git_dvc.snapshot(workspace, "data/m.jsonl")
+    with pytest.raises(DataError, match="cannot be read as one table"):
+        source(workspace, "data/m.jsonl").to_dataset()
+
+
 def test_files_that_hold_no_rows_are_named(workspace: Path) -> None:
     (workspace / "data" / "parts" / "notes.txt").write_text("x")
     git_dvc.snapshot(workspace, "data/parts")
-    with pytest.raises(DataError, match=r"\.csv, \.txt; expected one of"):
+    with pytest.raises(DataError, match=r"notes\.txt: got \.txt; expected"):
         source(workspace, "data/parts").to_dataset()
 
 

@@ -88,10 +88,10 @@ def test_a_run_key_is_known_only_once_it_has_an_outcome(registry: Registry) -> N
 
 def test_a_run_with_an_outcome_is_found_before_a_younger_one_without(registry: Registry) -> None:
     run_id = start_run(registry, "reviews", KEY, params=PARAMS)
-    mlflow_registry.registered(registry, run_id, "3")
+    mlflow_registry.reject(registry, run_id, ["too bad"])
     experiment = registry.client.get_run(run_id).info.experiment_id
     registry.client.create_run(experiment, start_time=1, tags={mlflow_registry.RUN_KEY: KEY})
-    assert find_run_key(registry, "reviews", KEY) == mlflow_registry.Known(run_id, "registered", "3")
+    assert find_run_key(registry, "reviews", KEY) == mlflow_registry.Known(run_id, "rejected", None)
     assert start_run(registry, "reviews", KEY, params=PARAMS) == run_id
 
 
@@ -307,3 +307,14 @@ def test_a_json_artifact_is_read_back_and_a_missing_one_named(registry: Registry
     assert mlflow_registry.read_json(registry, run_id, "outcome.json") == {"é": 1}
     with pytest.raises(RegistryError, match=r"reading other\.json"):
         mlflow_registry.read_json(registry, run_id, "other.json")
+
+
+def test_a_run_that_has_its_outcome_is_neither_started_nor_failed_again(registry: Registry) -> None:
+    run_id = start_run(registry, "reviews", KEY, params=PARAMS, tags={"prefixline.prefect": "p1"})
+    mlflow_registry.reject(registry, run_id, ["too bad"])
+    assert start_run(registry, "reviews", KEY, params=PARAMS, tags={"prefixline.prefect": "p2"}) == run_id
+    mlflow_registry.interrupt(registry, run_id, "the disk was full")
+    run = registry.client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["prefixline.prefect"] == "p1"
+    assert mlflow_registry.ERROR not in run.data.tags

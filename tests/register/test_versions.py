@@ -216,6 +216,29 @@ def test_two_runs_of_one_run_key_agree_on_the_version_and_say_so(registry: Regis
     assert (tags[mlflow_registry.OUTCOME], tags[mlflow_registry.VERSION]) == ("registered", "1")
 
 
+def test_a_registration_whose_run_was_deleted_is_still_known_as_registered(
+    registry: Registry, adapter: Path
+) -> None:
+    version = register(registry, adapter)
+    registry.client.delete_run(version.run_id)
+    assert find_run_key(registry, "reviews", KEY) == mlflow_registry.Known(version.run_id, "registered", "1")
+
+
+def test_a_version_that_was_deleted_is_said_to_be_and_comes_again_once_its_run_is_deleted_too(
+    registry: Registry, adapter: Path
+) -> None:
+    version = register(registry, adapter)
+    registry.client.delete_model_version("reviews", version.version)
+    with pytest.raises(
+        RegistryError, match=f"version 1, made .* deleted in MLflow.*--run-id {version.run_id}"
+    ):
+        find_run_key(registry, "reviews", KEY)
+    registry.client.delete_run(version.run_id)
+    assert find_run_key(registry, "reviews", KEY) is None
+    again = register(registry, adapter)
+    assert (again.stages, again.run_id != version.run_id) == (("candidate",), True)
+
+
 def test_the_newest_version_is_the_candidate(registry: Registry, adapter: Path) -> None:
     register(registry, adapter)
     register(registry, adapter, "2" * 64)

@@ -141,6 +141,32 @@ def test_a_machine_without_git_identity_gets_one(tmp_path: Path, monkeypatch: py
     assert git.run(root, "log", "-1", "--format=%cn %ce").strip() == "prefixline prefixline@localhost"
 
 
+def test_signing_that_fails_does_not_stop_a_machines_commit(workspace: Workspace) -> None:
+    git.run(workspace.root, "config", "commit.gpgsign", "true")
+    git.run(workspace.root, "config", "gpg.program", "false")
+    (workspace.root / "pins").mkdir(exist_ok=True)
+    (workspace.root / "pins" / "x.json").write_text("{}")
+    assert git.commit(workspace.root, ["pins/x.json"], "Pins")
+
+
+def test_a_commit_that_git_refuses_leaves_nothing_staged(workspace: Workspace) -> None:
+    (workspace.root / ".gitignore").write_text("*.json\n")
+    git.commit(workspace.root, [".gitignore"], "Ignore")
+    (workspace.root / "a.txt").write_text("new")
+    (workspace.root / "b.json").write_text("{}")
+    with pytest.raises(WorkspaceError, match="ignored"):
+        git.commit(workspace.root, ["a.txt", "b.json"], "Both")
+    assert git.run(workspace.root, "diff", "--cached", "--name-only") == ""
+
+
+def test_a_repository_git_refuses_to_work_in_is_not_taken_for_none(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "true")
+    with pytest.raises(WorkspaceError, match="dubious ownership"):
+        open_workspace(workspace.root)
+
+
 def test_a_workspace_is_found_from_below(workspace: Workspace) -> None:
     assert find_workspace(workspace.root / "data" / "folder" / "deep") == workspace
 

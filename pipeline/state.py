@@ -1,0 +1,20 @@
+"""Where things lie in a workspace's `.prefixline/`, which git and DVC do not see."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def checkpoint_folder(root: Path, run_key: str) -> Path:
+    """Where a training keeps its checkpoints and its growing curves.jsonl."""
+    return root / ".prefixline" / "checkpoints" / run_key
+
+
+def champions_folder(root: Path) -> Path:
+    """Where adapters of versions in production are put for the evaluation, by their digest."""
+    return root / ".prefixline" / "champions"
+
+
+def row_ids_folder(root: Path, name: str, md5: str) -> Path:
+    """Where the row ids of a dataset version are kept, for the next version's card."""
+    return root / ".prefixline" / "row_ids" / name / md5
