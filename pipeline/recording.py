@@ -148,7 +148,8 @@ def report_data(plan: Plan, judged: Judged, record: LineageRecord, outcome: Outc
         trained=judged.trained,
         card=judged.prepared["card"],
         lineage=json.loads(record.to_json()),
-        timings=outcome.seconds,
+        # In this order also where the outcome was read back from JSON, which sorts it.
+        timings={step: outcome.seconds[step] for step in ("prepare", "train", "evaluate", "total")},
         labels=None if judged.prepared["labels"] is None else tuple(judged.prepared["labels"]),
         rows=judged.rows,
         curves=judged.curves,

@@ -173,6 +173,12 @@ def test_changed_data_is_a_new_version_compared_with_the_champion_on_the_same_ro
     assert card["changes"] == foretold
     assert card["changes"]["removed"] == 0
     assert line.json("data", "words")["changes"] == foretold
+    shown = line.run("data", "words").stdout
+    assert (
+        f"since the version before: {foretold['added']} rows added, 0 removed, {foretold['kept']} kept"
+        in shown
+    )
+    assert re.search(r"animal │ +\d+ │ +\d+ │ +\d+ │ +\d+ │", shown)
     stages = {v["version"]: v["stages"] for v in line.json("status")["prefixes"][0]["versions"]}
     assert stages == {"1": ["production"], "2": ["candidate"]}
 
