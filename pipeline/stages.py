@@ -7,6 +7,8 @@ folder is the experiment's copy) it takes only what it verifies by hash, and kee
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import sys
 import time
@@ -157,4 +159,6 @@ def _record(path: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    # Python would search a million living objects for garbage at the end: 1.6 s a stage.
+    atexit.register(gc.freeze)
     sys.exit(main(sys.argv[1:]))
