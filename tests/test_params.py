@@ -128,6 +128,11 @@ def test_the_objects_cannot_be_changed():
             "prefixes.questions.base_model: got ['small']; input should be",
         ),
         (
+            "prefixes.questions.data.labels",
+            ["cat", "dog", "cat"],
+            "prefixes.questions.data.labels: got ['cat', 'dog', 'cat']; expected each once",
+        ),
+        (
             "prefixes.questions.data.slices",
             ["region", "region"],
             "prefixes.questions.data.slices: got ['region', 'region']; expected each once",

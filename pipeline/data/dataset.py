@@ -25,7 +25,7 @@ from pipeline.data.card import CARD, PAGE, ROW_IDS, Made, build_card, read_previ
 from pipeline.data.card_page import render
 from pipeline.data.encoding import Encoder
 from pipeline.data.grouping import check_splits, group
-from pipeline.data.reading import Faults, data_files, preview
+from pipeline.data.reading import Faults, data_files
 from pipeline.data.row_progress import Progress
 from pipeline.data.splits import SPLITS, Split, row_id, sorted_digests, split_of
 from pipeline.data.staging import stage
@@ -115,7 +115,6 @@ def prepare(
     before = read_previous(previous) if previous is not None else None
     faults = Faults()
     files = data_files(raw)
-    _check_labels(raw, data, task, faults)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.scratch.") as scratch:
         with Progress(f"Checking {raw.name}", files.bytes) as progress:
@@ -216,11 +215,3 @@ def load_prepared(folder: Path, split: Split) -> Dataset:
         )
     rows: Dataset = load_from_disk(str(folder / split))
     return rows
-
-
-def _check_labels(raw: Path, data: DataParams, task: Task, faults: Faults) -> None:
-    """A label set that names a label twice would give one class two numbers."""
-    declared = data.labels or () if task == "classification" else ()
-    for label in sorted({label for label in declared if declared.count(label) > 1}):
-        faults.add("data.labels", f"got {preview(label)} twice; expected each label once")
-    faults.raise_if_any(raw)

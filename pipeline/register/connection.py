@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import RegistryError, UnreachableError
 from pipeline.register.database import ensure_database
@@ -50,6 +50,20 @@ class Registry:
         from mlflow import MlflowClient
 
         return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+
+    def put(self, write: Callable[..., object], *arguments: Any, **named: Any) -> None:
+        """Do a write of MLflow's that can be repeated (a tag, an alias, params, inputs): once more if it fails.
+
+        Two processes that write one of these for the first time at once both find nothing and both insert, and
+        MLflow fails in one of them (tried). Now that it is there, the same write succeeds; any other fault comes
+        again, as does another value for a param.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            write(*arguments, **named)
+        except MlflowException:
+            write(*arguments, **named)
 
     def activate(self) -> None:
         """Make `uri` MLflow's global address, for `mlflow.pyfunc.load_model("models:/...")` in this process."""

@@ -120,7 +120,7 @@ def start_run(
         if run.info.status != "RUNNING":
             client.update_run(run_id, status="RUNNING")
         for key, value in (tags or {}).items():
-            client.set_tag(run_id, key, value)
+            registry.put(client.set_tag, run_id, key, value)
     log_params(registry, run_id, params)
     return run_id
 
@@ -132,7 +132,6 @@ def log_params(registry: Registry, run_id: str, params: Mapping[str, Any]) -> No
         RegistryError: one is already logged with another value.
     """
     from mlflow.entities import Param
-    from mlflow.exceptions import MlflowException
 
     flat = []
     for key, value in _flatten(params):
@@ -140,15 +139,7 @@ def log_params(registry: Registry, run_id: str, params: Mapping[str, Any]) -> No
         flat.append(Param(key, text if len(text) <= PARAM_LIMIT else f"sha256:{digest(value)}"))
     with registry.errors(f"logging params of run {run_id}"):
         for start in range(0, len(flat), BATCH):
-            batch = flat[start : start + BATCH]
-            try:
-                registry.client.log_batch(run_id, params=batch)
-            except MlflowException:
-                # Another process may have logged the same between MLflow's look and its write; MLflow then fails,
-                # though logging an equal value is no fault. A different value fails here again.
-                there = registry.client.get_run(run_id).data.params
-                missing = [param for param in batch if there.get(param.key) != param.value]
-                registry.client.log_batch(run_id, params=missing)
+            registry.put(registry.client.log_batch, run_id, params=flat[start : start + BATCH])
 
 
 def log_metrics(registry: Registry, run_id: str, metrics: Mapping[str, float]) -> None:
@@ -160,7 +151,7 @@ def log_metrics(registry: Registry, run_id: str, metrics: Mapping[str, float]) -
         now = int(time.time() * 1000)
         new = [Metric(key, value, now, 0) for key, value in metrics.items() if there.get(key) != value]
         for start in range(0, len(new), 1000):
-            registry.client.log_batch(run_id, metrics=new[start : start + 1000])
+            registry.put(registry.client.log_batch, run_id, metrics=new[start : start + 1000])
 
 
 def log_files(registry: Registry, run_id: str, paths: Iterable[Path], folder: str | None = None) -> None:
@@ -196,7 +187,7 @@ def log_dataset_input(
     )
     context = InputTag("mlflow.data.context", "training, validation, test")
     with registry.errors(f"recording the dataset of run {run_id}"):
-        registry.client.log_inputs(run_id, datasets=[DatasetInput(dataset, [context])])
+        registry.put(registry.client.log_inputs, run_id, datasets=[DatasetInput(dataset, [context])])
 
 
 def log_base_model(registry: Registry, run_id: str, base: ResolvedBase) -> str:
@@ -222,7 +213,7 @@ def log_base_model(registry: Registry, run_id: str, base: ResolvedBase) -> str:
             model = _base(registry, experiment, base.digest) or made.model_id
         inputs = run.inputs.model_inputs if run.inputs else []
         if model not in {item.model_id for item in inputs}:
-            client.log_inputs(run_id, models=[LoggedModelInput(model)])
+            registry.put(client.log_inputs, run_id, models=[LoggedModelInput(model)])
     return model
 
 
@@ -277,7 +268,7 @@ def interrupt(registry: Registry, run_id: str, error: str) -> None:
     with registry.errors(f"marking run {run_id} as failed"):
         if OUTCOME in registry.client.get_run(run_id).data.tags:
             return
-        registry.client.set_tag(run_id, ERROR, _short(error))
+        registry.put(registry.client.set_tag, run_id, ERROR, _short(error))
         registry.client.set_terminated(run_id, "FAILED")
 
 
@@ -287,7 +278,8 @@ def _close(registry: Registry, run_id: str, tags: Mapping[str, str]) -> None:
     with registry.errors(f"closing run {run_id}"):
         registry.client.set_terminated(run_id, "FINISHED")
         # Last, and in one request: only a run with an outcome counts as known.
-        registry.client.log_batch(run_id, tags=[RunTag(key, _short(value)) for key, value in tags.items()])
+        closing = [RunTag(key, _short(value)) for key, value in tags.items()]
+        registry.put(registry.client.log_batch, run_id, tags=closing)
 
 
 def _short(text: str) -> str:

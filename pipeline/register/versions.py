@@ -115,7 +115,7 @@ def register(
     version = complete(registry, record.prefix, record.run_key)
     if version.run_id != run_id:
         with registry.errors(f"closing run {run_id}"):
-            client.set_tag(run_id, DUPLICATE_OF, version.run_id)
+            registry.put(client.set_tag, run_id, DUPLICATE_OF, version.run_id)
         registered(registry, run_id, version.version)
     return version
 
@@ -136,7 +136,9 @@ def complete(registry: Registry, name: str, run_key: str) -> RegisteredVersion:
         first, *rest = versions
         for other in rest:
             if DUPLICATE_OF not in other.tags:
-                client.set_model_version_tag(name, other.version, DUPLICATE_OF, str(first.version))
+                registry.put(
+                    client.set_model_version_tag, name, other.version, DUPLICATE_OF, str(first.version)
+                )
         if not _is_complete(registry, first):
             _make_candidate(registry, name, first)
             registered(registry, first.run_id, str(first.version))
@@ -255,7 +257,7 @@ def _logged_model(
             raise
     outputs = run.outputs.model_outputs if run.outputs else []
     if model_id not in {output.model_id for output in outputs}:
-        client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+        registry.put(client.log_outputs, run_id, [LoggedModelOutput(model_id, step=0)])
     return model_id
 
 
@@ -316,7 +318,7 @@ def _make_candidate(registry: Registry, name: str, version: ModelVersion) -> Non
     if newest.version != version.version and _is_complete(registry, newest):
         return
     while True:
-        registry.client.set_registered_model_alias(name, CANDIDATE, newest.version)
+        registry.put(registry.client.set_registered_model_alias, name, CANDIDATE, newest.version)
         latest = _counting(_all(registry, name))[-1]
         if latest.version == newest.version:
             return

@@ -556,12 +556,6 @@ def test_a_label_that_looks_like_a_missing_number_can_be_declared(classify):
     assert classify(rows, labels=("nan", "rice")).labels == ("nan", "rice")
 
 
-def test_a_label_declared_twice_is_refused(classify):
-    assert problems(classify, some_rows(), labels=("cat", "dog", "cat")) == [
-        'data.labels: got "cat" twice; expected each label once'
-    ]
-
-
 def test_a_declared_class_without_rows_is_refused(classify):
     (problem,) = problems(classify, some_rows(), labels=("cat", "dog", "eel"))
     assert problem.startswith('rows.jsonl: class "eel" is in data.labels and has no rows')

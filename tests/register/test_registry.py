@@ -106,12 +106,13 @@ def test_processes_that_start_a_run_key_at_once_leave_no_run_that_none_of_them_u
     tmp_path: Path,
 ) -> None:
     registry = mlflow_world.database(tmp_path)
-    context = multiprocessing.get_context("fork")
+    # Not forked: a thread of an earlier test may hold a lock, which then nobody in the new process would release.
+    context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(3), context.Queue()
     workers = [context.Process(target=_start, args=(tmp_path, barrier, results)) for _ in range(3)]
     for worker in workers:
         worker.start()
-    started = {results.get(timeout=60) for _ in workers}
+    started = {results.get(timeout=120) for _ in workers}
     for worker in workers:
         worker.join()
     assert set(runs(registry)) <= started

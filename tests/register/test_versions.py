@@ -165,13 +165,13 @@ def test_completing_what_was_never_registered_is_refused(registry: Registry) -> 
         versions.complete(registry, "reviews", KEY)
 
 
-def _register(root: Path, runs: Any, barrier: Any, results: Any) -> None:
-    registry, run_id = mlflow_world.database(root), runs.get(timeout=60)
+def _register(root: Path, run_id: str, barrier: Any, results: Any) -> None:
+    registry = mlflow_world.database(root)
     record = mlflow_world.record(root / "adapter", run_id, KEY)
     real = registry.client.create_model_version
 
     def together(*arguments: Any, **named: Any) -> Any:
-        barrier.wait(60)  # all have looked and found nothing
+        barrier.wait(120)  # all have looked and found nothing
         return real(*arguments, **named)
 
     registry.client.create_model_version = together  # type: ignore[method-assign]
@@ -185,15 +185,14 @@ def test_four_processes_that_register_one_run_key_at_once_end_with_one_version_t
     adapter: Path, tmp_path: Path
 ) -> None:
     registry = mlflow_world.database(tmp_path)
-    context = multiprocessing.get_context("fork")
-    runs, barrier, results = context.Queue(), context.Barrier(4), context.Queue()
-    workers = [context.Process(target=_register, args=(tmp_path, runs, barrier, results)) for _ in range(4)]
-    for worker in workers:
-        worker.start()  # before this process opens the database: a connection must not be inherited
     run_id = start_run(registry, "reviews", KEY, params={})
-    for _ in workers:
-        runs.put(run_id)
-    answers = [results.get(timeout=120) for _ in workers]
+    # Not forked: a thread of an earlier test may hold a lock, which then nobody in the new process would release.
+    context = multiprocessing.get_context("spawn")
+    barrier, results = context.Barrier(4), context.Queue()
+    workers = [context.Process(target=_register, args=(tmp_path, run_id, barrier, results)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    answers = [results.get(timeout=180) for _ in workers]
     for worker in workers:
         worker.join()
     assert answers == ["1"] * 4
@@ -280,6 +279,25 @@ def test_a_newer_version_that_appears_while_the_alias_is_written_keeps_it(
         patch.setattr(registry.client, "set_registered_model_alias", interleaved)
         register(registry, adapter)
     assert candidate(registry) == "2"
+
+
+def test_an_alias_that_another_process_inserts_at_the_same_moment_is_set_all_the_same(
+    registry: Registry, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.exceptions import MlflowException
+
+    real = registry.client.set_registered_model_alias
+    calls: list[str] = []
+
+    def beaten_once(name: str, alias: str, version: str) -> None:
+        real(name, alias, version)  # the first time, the other process's
+        calls.append(alias)
+        if len(calls) == 1:
+            raise MlflowException("UNIQUE constraint failed: registered_model_aliases.alias")
+
+    monkeypatch.setattr(registry.client, "set_registered_model_alias", beaten_once)
+    assert register(registry, adapter).stages == ("candidate",)
+    assert calls == ["candidate", "candidate"]
 
 
 def test_a_finished_registration_is_left_alone_after_its_version_was_moved_on(
