@@ -132,7 +132,10 @@ def init(folder: Path, json_output: bool) -> None:
 )
 @click.pass_obj
 def up(workspace: Path, mlflow_port: int, prefect_port: int) -> None:
-    """Start the workspace's MLflow and Prefect servers on loopback, until Ctrl-C."""
+    """Start the workspace's MLflow and Prefect servers on loopback, until Ctrl-C.
+
+    Beside them waits a process that has torch and transformers imported, so that retrainings start sooner.
+    """
     from pipeline import servers
     from pipeline.versioning.workspace import find_workspace
 

@@ -20,6 +20,7 @@ from pipeline.base.base_model import ResolvedBase
 from pipeline.data import card
 from pipeline.digest import canonical_json
 from pipeline.errors import RegistryError, UnreachableError, WorkspaceError
+from pipeline.forkserver import FORKSERVER
 from pipeline.locks import exclusive
 from pipeline.outcome import Outcome
 from pipeline.params import BaseModelParams, PrefixEntry, SplitParams
@@ -174,7 +175,7 @@ def run_experiment(plan: Plan) -> str:
                 workspace,
                 plan.name,
                 plan.run_key,
-                {WORKSPACE: str(root), **_terminal()},
+                {WORKSPACE: str(root), **_forkserver(root), **_terminal()},
                 _to_stderr,
                 baseline=baseline,
             )
@@ -317,6 +318,12 @@ def _marking_failure(connection: Registry, run_id: str) -> Iterator[None]:
         with suppress(RegistryError, UnreachableError):
             registry.interrupt(connection, run_id, f"{type(error).__name__}: {error}")
         raise
+
+
+def _forkserver(root: Path) -> dict[str, str]:
+    """Where the stages find libraries that are imported already, while `prefixline up` runs."""
+    path = endpoints(root).forkserver
+    return {} if path is None else {FORKSERVER: path}
 
 
 def _terminal() -> dict[str, str]:

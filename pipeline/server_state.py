@@ -51,7 +51,7 @@ class ProcessId:
 
 @dataclass(frozen=True)
 class ServerRecord:
-    """One server: its address and the leader of its process group."""
+    """One server: its address (a URL, or the fork server's socket) and the leader of its process group."""
 
     url: str
     process: ProcessId
@@ -67,20 +67,22 @@ class ServersRecord:
         up: the `prefixline up` that started the servers and will end them.
         mlflow: the MLflow server.
         prefect: the Prefect server.
-        ready: both have answered.
+        forks: the fork server (`pipeline.forkserver`).
+        ready: all have answered.
     """
 
     up: ProcessId
     mlflow: ServerRecord
     prefect: ServerRecord
+    forks: ServerRecord
     ready: bool
 
     def alive(self) -> bool:
-        """Whether both servers still run."""
-        return self.mlflow.process.alive() and self.prefect.process.alive()
+        """Whether all servers still run."""
+        return all(server.process.alive() for server in (self.mlflow, self.prefect, self.forks))
 
     def now_ready(self) -> ServersRecord:
-        """The same, with both servers answering."""
+        """The same, with all servers answering."""
         return dataclasses.replace(self, ready=True)
 
     def write(self, state: Path) -> None:
@@ -92,9 +94,8 @@ def read_state(state: Path) -> ServersRecord | None:
     """What the folder `state` records; None when there is nothing, or nothing that can be read."""
     try:
         raw = json.loads((state / STATE_FILE).read_bytes())
-        return ServersRecord(
-            ProcessId(**raw["up"]), _server(raw["mlflow"]), _server(raw["prefect"]), bool(raw["ready"])
-        )
+        mlflow, prefect, forks = (_server(raw[name]) for name in ("mlflow", "prefect", "forks"))
+        return ServersRecord(ProcessId(**raw["up"]), mlflow, prefect, forks, bool(raw["ready"]))
     except (FileNotFoundError, ValueError, TypeError, KeyError):
         return None
 

@@ -1,4 +1,6 @@
-"""The MLflow and the Prefect server of a workspace: started together on loopback, ended together.
+"""The servers of a workspace, MLflow's, Prefect's and the fork server: started together, ended together.
+
+The first two listen on loopback, the third on a Unix socket (`pipeline.forkserver`).
 
 All of their data lies in the workspace's `.prefixline/`, so the same databases serve with and without
 servers: `endpoints` says where to connect right now. Artifacts are recorded by their `file:` URI rather than
@@ -14,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -21,6 +24,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -51,23 +55,25 @@ class Endpoints:
         mlflow_uri: the tracking and registry URI: the server's `http:` address, or the `sqlite:` database.
         prefect_api_url: the server's API, or None: a command that needs one then starts its own (see
             `pipeline.private_prefect`), which runs no schedules.
+        forkserver: the socket of the process that runs stages without importing anything, or None.
         artifact_root: the `file:` URI below which every experiment must put its artifacts, whether created
             directly or over HTTP; pass `artifact_location=f"{artifact_root}/{experiment}"` at creation.
     """
 
     mlflow_uri: str
     prefect_api_url: str | None
+    forkserver: str | None
     artifact_root: str
 
 
 def endpoints(workspace: Path) -> Endpoints:
-    """The servers of `workspace` if both run, else its database files. Asks no server; see `running`."""
+    """The servers of `workspace` if all run, else its database files. Asks no server; see `running`."""
     workspace = workspace.resolve()
     servers = running(workspace)
     root = (workspace / ".prefixline/mlartifacts").as_uri()
     if servers is None:
-        return Endpoints(f"sqlite:///{workspace}/.prefixline/mlflow.db", None, root)
-    return Endpoints(servers.mlflow.url, f"{servers.prefect.url}/api", root)
+        return Endpoints(f"sqlite:///{workspace}/.prefixline/mlflow.db", None, None, root)
+    return Endpoints(servers.mlflow.url, f"{servers.prefect.url}/api", servers.forks.url, root)
 
 
 def running(workspace: Path) -> ServersRecord | None:
@@ -142,7 +148,7 @@ def up(
     timeout: float = 240.0,
     say: Callable[[str], None],
 ) -> None:
-    """Start both servers, wait until they answer, and stay until Ctrl-C, SIGTERM or SIGHUP; then end them.
+    """Start the servers, wait until they answer, and stay until Ctrl-C, SIGTERM or SIGHUP; then end them.
 
     Must be called from the main thread, which receives the signals.
 
@@ -156,7 +162,7 @@ def up(
     Raises:
         WorkspaceError: `workspace` has no params.yaml, or its servers are already up.
         ServerError: a port is taken, a server did not answer in time, or one died (with its log's last
-            lines). The other one is ended before this is raised.
+            lines). The others are ended before this is raised.
     """
     workspace = workspace.resolve()
     if not (workspace / "params.yaml").is_file():
@@ -170,18 +176,21 @@ def up(
         if not _make_database(state, stop, say):
             return
         cleanup.callback((state / STATE_FILE).unlink, missing_ok=True)
-        mlflow, prefect = (
-            _start(spec, cleanup) for spec in _specifications(workspace, ports["mlflow"], ports["prefect"])
+        # Not in the workspace: the path of a socket may have 107 characters at most. Only its owner may enter.
+        sockets = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="prefixline-")))
+        specifications = _specifications(workspace, ports["mlflow"], ports["prefect"], sockets / "forks")
+        started = mlflow, prefect, forks = [_start(each, cleanup) for each in specifications]
+        record = ServersRecord(
+            ProcessId.of(os.getpid()), mlflow.record, prefect.record, forks.record, ready=False
         )
-        record = ServersRecord(ProcessId.of(os.getpid()), mlflow.record, prefect.record, ready=False)
         record.write(state)
-        for server in (mlflow, prefect):
-            if not _wait_until_it_answers(server, (mlflow, prefect), stop, timeout, say):
+        for server in started:
+            if not _wait_until_it_answers(server, started, stop, timeout, say):
                 return
         record.now_ready().write(state)
-        say("Both servers are up. Ctrl-C ends them.")
+        say("The servers are up. Ctrl-C ends them.")
         while not stop.wait(0.5):
-            _raise_if_dead((mlflow, prefect))
+            _raise_if_dead(started)
 
 
 def _make_database(state: Path, stop: threading.Event, say: Callable[[str], None]) -> bool:
@@ -211,7 +220,7 @@ def _make_database(state: Path, stop: threading.Event, say: Callable[[str], None
 class _Specification:
     title: str
     url: str
-    health: str
+    answers: Callable[[], bool]
     command: Sequence[str]
     log: Path
     environment: Mapping[str, str]
@@ -224,7 +233,9 @@ class _Server:
     record: ServerRecord
 
 
-def _specifications(workspace: Path, mlflow_port: int, prefect_port: int) -> Iterator[_Specification]:
+def _specifications(
+    workspace: Path, mlflow_port: int, prefect_port: int, forks: Path
+) -> Iterator[_Specification]:
     state = workspace / ".prefixline"
     # Settings of other MLflow or Prefect installations in the user's shell must not lead data out of here.
     inherited = {
@@ -244,7 +255,7 @@ def _specifications(workspace: Path, mlflow_port: int, prefect_port: int) -> Ite
     yield _Specification(
         "MLflow",
         url,
-        f"{url}/health",
+        partial(answers, f"{url}/health"),
         [
             *(sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(mlflow_port)),
             *("--backend-store-uri", f"sqlite:///{state}/mlflow.db", "--workers", "1"),
@@ -258,13 +269,21 @@ def _specifications(workspace: Path, mlflow_port: int, prefect_port: int) -> Ite
     yield _Specification(
         "Prefect",
         url,
-        f"{url}/api/ready",
+        partial(answers, f"{url}/api/ready"),
         [
             *(sys.executable, "-m", "prefect", "server", "start", "--host", HOST),
             *("--port", str(prefect_port), "--analytics-off", "--no-prompt"),
         ],
         state / "logs/prefect.log",
         {**common, "PREFECT_API_URL": f"{url}/api", "PREFECT_SERVER_EPHEMERAL_ENABLED": "false"},
+    )
+    yield _Specification(
+        "The fork server",
+        str(forks),
+        forks.exists,
+        [sys.executable, "-m", "pipeline.forkserver", str(forks)],
+        state / "logs/forkserver.log",
+        common,
     )
 
 
@@ -326,12 +345,12 @@ def _wait_until_it_answers(
     while not stop.wait(0.2):
         _raise_if_dead(all_servers)
         now = time.monotonic()
-        if answers(specification.health):
+        if specification.answers():
             say(f"{specification.title} answers at {specification.url} (log: {specification.log})")
             return True
         if now - started > timeout:
             raise ServerError(
-                f"{specification.title} did not answer at {specification.health} within {timeout:.0f} s. "
+                f"{specification.title} did not answer at {specification.url} within {timeout:.0f} s. "
                 f"The end of {specification.log}:\n{tail(specification.log)}"
             )
         if now - told >= 5:
@@ -408,7 +427,7 @@ def _end_leftovers(state: Path, say: Callable[[str], None]) -> None:
     servers = read_state(state)
     if servers is None:
         return
-    for title, server in (("MLflow", servers.mlflow), ("Prefect", servers.prefect)):
+    for title, server in (("MLflow", servers.mlflow), ("Prefect", servers.prefect), ("fork", servers.forks)):
         if server.process.alive():
             say(f"ending the {title} server (process {server.process.pid}) that an earlier `up` left behind")
             _end_group(server.process)

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline import forkserver
 from pipeline.environment import SWITCHES
 from pipeline.errors import PrefixlineError, WorkspaceError
 from pipeline.pins import Pins, read_pins
@@ -161,4 +162,6 @@ def _record(path: Path) -> dict[str, Any]:
 if __name__ == "__main__":
     # Python would search a million living objects for garbage at the end: 1.6 s a stage.
     atexit.register(gc.freeze)
-    sys.exit(main(sys.argv[1:]))
+    forks = os.environ.get(forkserver.FORKSERVER)
+    status = forkserver.run(forks, "pipeline.stages", sys.argv[1:]) if forks else None
+    sys.exit(main(sys.argv[1:]) if status is None else status)

@@ -252,7 +252,8 @@ def test_servers_that_do_not_answer_are_named_and_nothing_is_done(tmp_path: Path
         reserved.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{reserved.getsockname()[1]}"
         me = ProcessId.of(os.getpid())
-        ServersRecord(me, ServerRecord(url, me), ServerRecord(url, me), True).write(line.root / ".prefixline")
+        server = ServerRecord(url, me)
+        ServersRecord(me, server, server, server, ready=True).write(line.root / ".prefixline")
         done = line.run(*command)
     assert done.returncode == 1
     assert re.search(rf"error: .*{url}.* does not answer.*prefixline up", done.stderr)
@@ -265,7 +266,7 @@ def test_mlflow_alone_not_answering_is_named_and_nothing_is_done_until_it_answer
     up = line.start("up", "--mlflow-port", "0", "--prefect-port", "0")
     try:
         assert up.stderr is not None
-        assert any("Both servers are up" in output for output in up.stderr)
+        assert any("The servers are up" in output for output in up.stderr)
         state = line.root / ".prefixline"
         running = read_state(state)
         assert running is not None

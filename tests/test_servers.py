@@ -67,7 +67,7 @@ def wait_until_up(process: subprocess.Popen[str]) -> list[str]:
     lines = []
     for line in process.stdout:
         lines.append(line.rstrip())
-        if line.startswith("Both servers are up"):
+        if line.startswith("The servers are up"):
             return lines
     pytest.fail(f"never up: {lines} {process.communicate()[1]}")
 
@@ -300,9 +300,10 @@ def test_a_server_that_cannot_start_is_reported_with_the_end_of_its_log(tmp_path
 
 def test_a_server_that_does_not_answer_in_time_is_ended(tmp_path: Path) -> None:
     workspace = a_workspace(tmp_path)
-    with pytest.raises(ServerError, match=r"MLflow did not answer at http://127.0.0.1:\d+/health within 1 s"):
+    before = psutil.Process().children(recursive=True)
+    with pytest.raises(ServerError, match=r"MLflow did not answer at http://127.0.0.1:\d+ within 1 s"):
         servers.up(workspace, mlflow_port=0, prefect_port=0, timeout=1, say=lambda _: None)
-    assert not psutil.Process().children(recursive=True)
+    assert psutil.Process().children(recursive=True) == before
 
 
 def test_ctrl_c_while_the_servers_start_ends_them(tmp_path: Path) -> None:
@@ -341,7 +342,8 @@ def test_a_folder_without_params_is_no_workspace(tmp_path: Path) -> None:
 
 
 def a_record(process: ProcessId) -> ServersRecord:
-    return ServersRecord(process, ServerRecord("http://m", process), ServerRecord("http://p", process), True)
+    mlflow, prefect, forks = (ServerRecord(url, process) for url in ("http://m", "http://p", "/tmp/forks"))
+    return ServersRecord(process, mlflow, prefect, forks, ready=True)
 
 
 def test_a_record_is_read_back_as_it_was_written(tmp_path: Path) -> None:
@@ -354,6 +356,7 @@ def test_a_record_of_living_processes_counts(tmp_path: Path) -> None:
     a_record(ProcessId.of(os.getpid())).write(tmp_path / ".prefixline")
     assert servers.endpoints(tmp_path).mlflow_uri == "http://m"
     assert servers.endpoints(tmp_path).prefect_api_url == "http://p/api"
+    assert servers.endpoints(tmp_path).forkserver == "/tmp/forks"
 
 
 def test_a_record_of_dead_or_other_processes_is_stale(tmp_path: Path) -> None:
@@ -368,7 +371,10 @@ def test_a_record_of_dead_or_other_processes_is_stale(tmp_path: Path) -> None:
     for process in (living, reused, ProcessId.of(child.pid)):
         a_record(process).write(tmp_path / ".prefixline")
         assert servers.endpoints(tmp_path) == servers.Endpoints(
-            f"sqlite:///{tmp_path}/.prefixline/mlflow.db", None, f"file://{tmp_path}/.prefixline/mlartifacts"
+            f"sqlite:///{tmp_path}/.prefixline/mlflow.db",
+            None,
+            None,
+            f"file://{tmp_path}/.prefixline/mlartifacts",
         )
 
 

@@ -181,6 +181,8 @@ def _run(
         **{name: value for name, value in git.environment().items() if not name.startswith("DVC_")},
         **SWITCHES,
         "PYTHONUNBUFFERED": "1",
+        # The installed code, whose digest is pinned, and not what a commit of this repository has in its copy.
+        "PYTHONSAFEPATH": "1",
         "PREFIXLINE_WORKSPACE": str(workspace.root),
         **env,
         "PATH": os.pathsep.join([str(copy.parent / "bin"), os.environ.get("PATH", os.defpath)]),
