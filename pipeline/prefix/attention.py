@@ -88,7 +88,10 @@ class Attachment:
             return (), kwargs  # the model itself says what is missing
         cache = kwargs.get("past_key_values")
         past = 0 if cache is None else int(cache.get_seq_length())
-        check_window(self._anatomy, self.prefix.length, past + like.shape[1])
+        given = kwargs.get("position_ids")
+        # Where the caller says so, tokens that lie in one row do not all stand behind one another.
+        span = past + like.shape[1] if given is None else int(given.max()) + 1
+        check_window(self._anatomy, self.prefix.length, span)
         kwargs["position_ids"] = self._positions(like, tokens, past, kwargs)
         if cache is None and "use_cache" in self._parameters and kwargs.get("use_cache") is None:
             kwargs["use_cache"] = False  # a cache nobody asked for copies every key and value

@@ -56,14 +56,14 @@ def switch(model: PreTrainedModel, found: Anatomy, source: Source, length: int) 
     """Give every attention module its slot and every module a private config; returns what undoes it."""
     if any(_SLOT in module.__dict__ for module in found.attention):
         raise PrefixError(f"{type(model).__name__} already has a prefix attached; detach it first")
-    wrapped = found.base.config._attn_implementation or "eager"
-    if wrapped not in ("sdpa", "eager"):
+    implementation = wrapped(found.base)
+    if implementation not in ("sdpa", "eager"):
         raise PrefixError(
-            f"attention implementation: got {wrapped!r}; expected 'sdpa' or 'eager'; "
+            f"attention implementation: got {implementation!r}; expected 'sdpa' or 'eager'; "
             'load the model with attn_implementation="sdpa"'
         )
     slots = [
-        _Slot(source, layer, sdpa_attention_forward if wrapped == "sdpa" else _eager_of(module))
+        _Slot(source, layer, sdpa_attention_forward if implementation == "sdpa" else _eager_of(module))
         for layer, module in enumerate(found.attention)
     ]
     originals = {module: module.config for module in model.modules() if "config" in module.__dict__}
@@ -71,7 +71,7 @@ def switch(model: PreTrainedModel, found: Anatomy, source: Source, length: int) 
     for module, config in originals.items():
         private = copy.deepcopy(config, copies)
         private._attn_implementation_internal = PREFIX_ATTENTION
-        setattr(private, _MASK, (wrapped, length))
+        setattr(private, _MASK, (implementation, length))
         module.__dict__["config"] = private
     for module, slot in zip(found.attention, slots, strict=True):
         module.__dict__[_SLOT] = slot
@@ -83,6 +83,12 @@ def switch(model: PreTrainedModel, found: Anatomy, source: Source, length: int) 
             module.__dict__["config"] = config
 
     return undo
+
+
+def wrapped(model: PreTrainedModel) -> str:
+    """The implementation of `model`'s attention: sdpa, eager, …; with a prefix attached, the one behind it."""
+    implementation, _ = getattr(model.config, _MASK, (None, 0))
+    return str(implementation or model.config._attn_implementation or "eager")
 
 
 def _eager_of(module: nn.Module) -> AttentionFunction:
@@ -131,11 +137,11 @@ def _in_front(prefix: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
 
 def _mask(*, config: Any, **kwargs: Any) -> torch.Tensor | None:
     """The registered mask function: the wrapped implementation's mask with P columns in front that all see."""
-    wrapped, length = getattr(config, _MASK)
+    implementation, length = getattr(config, _MASK)
     if length and kwargs["q_length"] > 1:
         # the shortcut knows no prefix, nor the empty places of a cache behind one
         kwargs["allow_is_causal_skip"] = False
-    mask = (sdpa_mask if wrapped == "sdpa" else eager_mask)(config=config, **kwargs)
+    mask = (sdpa_mask if implementation == "sdpa" else eager_mask)(config=config, **kwargs)
     return None if mask is None else _widen(mask, length)
 
 

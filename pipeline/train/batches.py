@@ -1,4 +1,4 @@
-"""Prepared rows as batches: read in place from Arrow, grouped by length, padded on the right.
+"""Prepared rows as batches: read in place from Arrow, grouped by length, padded on the right or packed.
 
 Which examples an optimiser step sees follows from the seed and the epoch alone: the epoch's permutation is cut
 into windows of `WINDOW` steps, each window is sorted by length and cut into steps, and the steps are shuffled.
@@ -15,9 +15,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
+from pipeline.prefix.architecture import anatomy
+from pipeline.prefix.packing import PackedRows, pack, packs, share
+
 if TYPE_CHECKING:
     import datasets
     import pyarrow as pa
+    from transformers import PreTrainedModel
 
 WINDOW = 32
 """Optimiser steps whose examples are sorted by length together."""
@@ -44,13 +48,16 @@ class Batch:
     positions: torch.Tensor | None = None
 
 
+AnyBatch = Batch | PackedRows
+
+
 class Rows(Protocol):
     """A split as the training loop sees it."""
 
     lengths: Indices
     """Tokens of each example (of its longest row), [examples]."""
 
-    def batches(self, examples: Indices, pieces: int) -> list[Batch]:
+    def batches(self, examples: Indices, pieces: int) -> Sequence[AnyBatch]:
         """The examples as at most `pieces` batches, rows of like length together."""
 
 
@@ -118,22 +125,36 @@ class ClassificationRows:
 
 
 class GenerationRows:
-    """One row per reference: the source's tokens, then the target's; the loss counts the target's alone."""
+    """Sources with their references; the loss counts the references' tokens alone.
 
-    def __init__(self, rows: datasets.Dataset, *, pad: int) -> None:
+    Args:
+        pad: the token that fills rows up.
+        model: what they are for. They are packed (`pipeline.prefix.packing`) where it allows that; otherwise, and for
+            None, every reference has a row of its own, padded on the right, with a copy of its source.
+    """
+
+    def __init__(self, rows: datasets.Dataset, *, pad: int, model: PreTrainedModel | None = None) -> None:
         table = rows.with_format("arrow")[:]
         self._prompts = Ragged(table["input_ids"])
         self._targets = Ragged(table["target_ids"])
         self._pad = pad
         # The last target token is predicted, never read.
         self.lengths = self._prompts.lengths() + self._targets.longest_inside() - 1
+        self._width: int | None = None
+        if model is not None and len(self.lengths) and packs(anatomy(model), int(self.lengths.max())):
+            self._width = model.config.get_text_config().hidden_size
 
-    def batches(self, examples: Indices, pieces: int) -> list[Batch]:
-        """See `Rows`. Split by rows, so one source's references may fall into several batches."""
+    def batches(self, examples: Indices, pieces: int) -> Sequence[AnyBatch]:
+        """See `Rows`. One source's references may fall into several batches."""
+        if self._width is not None:
+            trees = [
+                tree for i in examples for tree in share(self._prompts[i], self._targets[i], self._width)
+            ]
+            trees.sort(key=lambda tree: tree.size)
+            return [pack([trees[i] for i in cut], self._pad) for cut in _cuts(len(trees), pieces)]
         pairs = [(self._prompts[i], target) for i in examples for target in self._targets[i]]
         pairs.sort(key=lambda pair: len(pair[0]) + len(pair[1]))
-        cuts = np.array_split(np.arange(len(pairs)), min(pieces, len(pairs)))
-        return [self._batch([pairs[i] for i in cut]) for cut in cuts]
+        return [self._batch([pairs[i] for i in cut]) for cut in _cuts(len(pairs), pieces)]
 
     def _batch(self, pairs: Sequence[tuple[Indices, Indices]]) -> Batch:
         input_ids, mask = _padded([np.concatenate([p, t[:-1]]) for p, t in pairs], self._pad)
@@ -145,6 +166,10 @@ class GenerationRows:
             torch.from_numpy(np.concatenate([t for _, t in pairs]).astype(np.int64)),
             torch.from_numpy(np.concatenate(positions)),
         )
+
+
+def _cuts(count: int, pieces: int) -> list[Indices]:
+    return np.array_split(np.arange(count), min(pieces, count))
 
 
 def _padded(rows: Sequence[Indices], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -169,7 +194,7 @@ def epoch_steps(lengths: Indices, batch_size: int, *, seed: int, epoch: int) -> 
     return [steps[i] for i in generator.permutation(len(steps))]
 
 
-def validation_batches(rows: Rows) -> Iterator[Batch]:
+def validation_batches(rows: Rows) -> Iterator[AnyBatch]:
     """Every example once, shortest first."""
     order = np.argsort(rows.lengths, kind="stable")
     for start in range(0, len(order), VALIDATION_BATCH):

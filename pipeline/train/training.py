@@ -262,8 +262,11 @@ class _Job:
             )
         saved = _saved(self.prepared, split)
         pad = self.model.config.pad_token_id or 0
-        kind = ClassificationRows if self.task == "classification" else GenerationRows
-        rows: Rows = kind(saved, pad=pad)
+        rows: Rows
+        if self.task == "classification":
+            rows = ClassificationRows(saved, pad=pad)
+        else:
+            rows = GenerationRows(saved, pad=pad, model=self.model)
         length, window, longest = self.prefix_params.length, window_of(self.model), int(rows.lengths.max())
         if length + longest > window:
             row = int(rows.lengths.argmax())

@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from pipeline.prefix.packing import PackedRows
 from pipeline.train.batches import ClassificationRows, GenerationRows
 from pipeline.train.losses import batch_loss
 
@@ -36,12 +37,14 @@ def decoder(kind: str) -> PreTrainedModel:
     return Gemma2ForCausalLM(config).eval()
 
 
+@pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2"])
-def test_the_generation_loss_is_transformers_own_over_each_reference_summed(kind: str) -> None:
+def test_the_generation_loss_is_transformers_own_over_each_reference_summed(kind: str, packed: bool) -> None:
     """Gemma 2 caps its logits after the head, which must not be lost with the gathered positions."""
     torch.set_num_threads(1)
     model = decoder(kind)
-    rows = GenerationRows(datasets.Dataset.from_dict({"input_ids": PROMPTS, "target_ids": TARGETS}), pad=0)
+    data = datasets.Dataset.from_dict({"input_ids": PROMPTS, "target_ids": TARGETS})
+    rows = GenerationRows(data, pad=0, model=model if packed else None)
     expected, tokens = 0.0, 0
     for prompt, targets in zip(PROMPTS, TARGETS, strict=True):
         for target in targets:
@@ -50,7 +53,9 @@ def test_the_generation_loss_is_transformers_own_over_each_reference_summed(kind
             expected += model(input_ids=ids, labels=labels).loss.item() * len(target)
             tokens += len(target)
     for pieces in (1, 3):
-        found = [batch_loss(model, batch) for batch in rows.batches(np.arange(3), pieces)]
+        batches = rows.batches(np.arange(3), pieces)
+        assert all(isinstance(batch, PackedRows) is packed for batch in batches)
+        found = [batch_loss(model, batch) for batch in batches]
         assert sum(piece.total.item() for piece in found) == pytest.approx(expected, rel=1e-5)
         assert sum(piece.targets for piece in found) == tokens == 15
     assert not model.get_output_embeddings()._forward_pre_hooks
