@@ -129,7 +129,7 @@ def servers(workspace: Path) -> Iterator[None]:
     assert process.stderr is not None
     try:
         for line in process.stderr:
-            if "The servers are up" in line:
+            if "Both servers are up" in line:
                 break
         else:
             sys.exit(f"prefixline up ended with exit code {process.wait()}")

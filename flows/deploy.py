@@ -9,6 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import os
+import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +35,9 @@ from pipeline import servers
 from pipeline.digest import digest
 from pipeline.errors import ParamsError, UnreachableError
 from pipeline.params import Params, ScheduleParams, load_params
+
+_PATIENCE_SECONDS = 30.0
+"""How long the server may be away before `serve_schedules` gives up."""
 
 Say = Callable[[str], None]
 
@@ -68,7 +75,8 @@ def serve_schedules(
 
     Raises:
         ParamsError: no prefix has a schedule, or one has a cron expression or time zone that is none.
-        UnreachableError: the workspace's Prefect server does not run or does not answer.
+        UnreachableError: the workspace's Prefect server does not run or does not answer. If it goes away later and
+            stays away, the process ends with exit code 1 and says so.
     """
     workspace = workspace.resolve()
     schedules = read_schedules(load_params(workspace / "params.yaml"))
@@ -92,7 +100,27 @@ def serve_schedules(
     for line in table(schedules):
         say(line)
     say(f"Serving from {workspace} until Ctrl-C; runs are shown at {api_url.removesuffix('/api')}")
+    lost = UnreachableError(
+        f"the Prefect server at {api_url} has not answered for {_PATIENCE_SECONDS:.0f} s, so nothing falls due any more; "
+        "start it again with `prefixline up`, then this command. Retrainings that were running go on by themselves"
+    )
+    threading.Thread(target=_end_without_server, args=(f"{api_url}/ready", lost), daemon=True).start()
     serve(*deployments, limit=at_once, print_starting_message=False)
+
+
+def _end_without_server(health: str, lost: UnreachableError) -> None:
+    """Watch the server; end this process where it is gone for good.
+
+    At once, because Prefect's own way out first asks the server, for minutes, to pause the schedules.
+    """
+    answered = time.monotonic()
+    while time.monotonic() - answered < _PATIENCE_SECONDS:
+        time.sleep(1)
+        if servers.answers(health):
+            answered = time.monotonic()
+    sys.stderr.write(f"error: {lost}\n")
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def read_schedules(params: Params) -> tuple[Scheduled, ...]:

@@ -7,6 +7,8 @@ Prefect owns when this runs, what is retried and what a person watches; every st
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,13 +96,20 @@ def retrain(workspace: str, prefix: str) -> dict[str, Any]:
 def retrain_now(workspace: Path, prefix: str) -> Outcome:
     """Run the flow in this process, which must be in the workspace's environment (`pipeline.private_prefect`).
 
+    Where the Prefect server goes away under way, the steps go on without it; only if the last of them was not reached
+    is anything missing.
+
     Raises:
-        UnreachableError: the Prefect server went away under way.
+        UnreachableError: the Prefect server went away, and the retraining is not complete.
         PrefixlineError: whatever a step raised.
     """
     try:
         return Outcome(**retrain(workspace=str(workspace), prefix=prefix))
     except httpx.HTTPError as error:
+        found = retraining.already_done(workspace, prefix)
+        if found is not None and found.earlier is not None:
+            print("the Prefect server went away; it does not show how this retraining ended", file=sys.stderr)  # noqa: T201
+            return replace(found, outcome=found.earlier, earlier=None)
         raise UnreachableError(
             f"the Prefect server went away during the retraining ({error}); what was computed is kept: start it "
             "again with `prefixline up`, or do without, and run the same command"

@@ -23,7 +23,22 @@ A message says what was got, what was expected, where, and what to do.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
+
+_DISK = frozenset(
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EROFS,
+        errno.EACCES,
+        errno.EPERM,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.EIO,
+    }
+)
 
 
 class PrefixlineError(Exception):
@@ -98,3 +113,11 @@ class UnreachableError(PrefixlineError):
 
 class ServerError(PrefixlineError):
     """A server could not be started, or ended by itself; the message holds its log's last lines."""
+
+
+def disk_fault(error: OSError) -> str | None:
+    """What to tell the user where their disk or folders are the reason of `error`; None where it is our bug."""
+    if error.errno not in _DISK:
+        return None
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}. Mend this and run the same command again"

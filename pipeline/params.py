@@ -115,7 +115,7 @@ class DataParams(_Section):
     """
 
     path: Annotated[str, StringConstraints(pattern=r"^[^/].*$")]
-    imported_from: str | None = None
+    imported_from: Annotated[str, Field(min_length=1)] | None = None
     text: str = "text"
     label: str = "label"
     labels: Texts | None = None

@@ -67,8 +67,8 @@ class ServersRecord:
         up: the `prefixline up` that started the servers and will end them.
         mlflow: the MLflow server.
         prefect: the Prefect server.
-        forks: the fork server (`pipeline.forkserver`).
-        ready: all have answered.
+        forks: the fork server (`pipeline.forkserver`), without which all goes on.
+        ready: MLflow and Prefect have answered.
     """
 
     up: ProcessId
@@ -78,11 +78,11 @@ class ServersRecord:
     ready: bool
 
     def alive(self) -> bool:
-        """Whether all servers still run."""
-        return all(server.process.alive() for server in (self.mlflow, self.prefect, self.forks))
+        """Whether MLflow and Prefect still run."""
+        return self.mlflow.process.alive() and self.prefect.process.alive()
 
     def now_ready(self) -> ServersRecord:
-        """The same, with all servers answering."""
+        """The same, with both servers answering."""
         return dataclasses.replace(self, ready=True)
 
     def write(self, state: Path) -> None:

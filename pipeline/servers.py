@@ -1,6 +1,7 @@
 """The servers of a workspace, MLflow's, Prefect's and the fork server: started together, ended together.
 
-The first two listen on loopback, the third on a Unix socket (`pipeline.forkserver`).
+The first two listen on loopback, the third on a Unix socket (`pipeline.forkserver`); it only saves time, and all goes on
+without it.
 
 All of their data lies in the workspace's `.prefixline/`, so the same databases serve with and without
 servers: `endpoints` says where to connect right now. Artifacts are recorded by their `file:` URI rather than
@@ -24,7 +25,6 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -67,13 +67,14 @@ class Endpoints:
 
 
 def endpoints(workspace: Path) -> Endpoints:
-    """The servers of `workspace` if all run, else its database files. Asks no server; see `running`."""
+    """The servers of `workspace` if both run, else its database files. Asks no server; see `running`."""
     workspace = workspace.resolve()
     servers = running(workspace)
     root = (workspace / ".prefixline/mlartifacts").as_uri()
     if servers is None:
         return Endpoints(f"sqlite:///{workspace}/.prefixline/mlflow.db", None, None, root)
-    return Endpoints(servers.mlflow.url, f"{servers.prefect.url}/api", servers.forks.url, root)
+    forks = servers.forks.url if servers.forks.process.alive() else None
+    return Endpoints(servers.mlflow.url, f"{servers.prefect.url}/api", forks, root)
 
 
 def running(workspace: Path) -> ServersRecord | None:
@@ -148,7 +149,7 @@ def up(
     timeout: float = 240.0,
     say: Callable[[str], None],
 ) -> None:
-    """Start the servers, wait until they answer, and stay until Ctrl-C, SIGTERM or SIGHUP; then end them.
+    """Start both servers, wait until they answer, and stay until Ctrl-C, SIGTERM or SIGHUP; then end them.
 
     Must be called from the main thread, which receives the signals.
 
@@ -162,7 +163,7 @@ def up(
     Raises:
         WorkspaceError: `workspace` has no params.yaml, or its servers are already up.
         ServerError: a port is taken, a server did not answer in time, or one died (with its log's last
-            lines). The others are ended before this is raised.
+            lines). The other one is ended before this is raised.
     """
     workspace = workspace.resolve()
     if not (workspace / "params.yaml").is_file():
@@ -176,21 +177,28 @@ def up(
         if not _make_database(state, stop, say):
             return
         cleanup.callback((state / STATE_FILE).unlink, missing_ok=True)
-        # Not in the workspace: the path of a socket may have 107 characters at most. Only its owner may enter.
-        sockets = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="prefixline-")))
+        # Not in the workspace, nor where TMPDIR says: a socket's path has 107 characters at most. Only its owner may enter.
+        sockets = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="prefixline-", dir="/tmp")))
         specifications = _specifications(workspace, ports["mlflow"], ports["prefect"], sockets / "forks")
-        started = mlflow, prefect, forks = [_start(each, cleanup) for each in specifications]
+        mlflow, prefect, forks = (_start(each, cleanup) for each in specifications)
         record = ServersRecord(
             ProcessId.of(os.getpid()), mlflow.record, prefect.record, forks.record, ready=False
         )
         record.write(state)
-        for server in started:
-            if not _wait_until_it_answers(server, started, stop, timeout, say):
+        for server in (mlflow, prefect):
+            if not _wait_until_it_answers(server, (mlflow, prefect), stop, timeout, say):
                 return
         record.now_ready().write(state)
-        say("The servers are up. Ctrl-C ends them.")
+        say("Both servers are up. Ctrl-C ends them.")
+        forking = True
         while not stop.wait(0.5):
-            _raise_if_dead(started)
+            _raise_if_dead((mlflow, prefect))
+            if forking and not forks.record.process.alive():
+                forking = False
+                say(
+                    "the process that has the libraries imported is gone; stages import them by themselves, which takes "
+                    f"3 s each. Start the servers again to have it back (log: {forks.specification.log})"
+                )
 
 
 def _make_database(state: Path, stop: threading.Event, say: Callable[[str], None]) -> bool:
@@ -220,7 +228,7 @@ def _make_database(state: Path, stop: threading.Event, say: Callable[[str], None
 class _Specification:
     title: str
     url: str
-    answers: Callable[[], bool]
+    health: str | None
     command: Sequence[str]
     log: Path
     environment: Mapping[str, str]
@@ -255,7 +263,7 @@ def _specifications(
     yield _Specification(
         "MLflow",
         url,
-        partial(answers, f"{url}/health"),
+        f"{url}/health",
         [
             *(sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(mlflow_port)),
             *("--backend-store-uri", f"sqlite:///{state}/mlflow.db", "--workers", "1"),
@@ -269,7 +277,7 @@ def _specifications(
     yield _Specification(
         "Prefect",
         url,
-        partial(answers, f"{url}/api/ready"),
+        f"{url}/api/ready",
         [
             *(sys.executable, "-m", "prefect", "server", "start", "--host", HOST),
             *("--port", str(prefect_port), "--analytics-off", "--no-prompt"),
@@ -278,9 +286,9 @@ def _specifications(
         {**common, "PREFECT_API_URL": f"{url}/api", "PREFECT_SERVER_EPHEMERAL_ENABLED": "false"},
     )
     yield _Specification(
-        "The fork server",
+        "fork",
         str(forks),
-        forks.exists,
+        None,
         [sys.executable, "-m", "pipeline.forkserver", str(forks)],
         state / "logs/forkserver.log",
         common,
@@ -341,16 +349,17 @@ def _wait_until_it_answers(
 ) -> bool:
     """True once `server` answers; False when asked to stop before that."""
     specification = server.specification
+    assert specification.health is not None
     started = told = time.monotonic()
     while not stop.wait(0.2):
         _raise_if_dead(all_servers)
         now = time.monotonic()
-        if specification.answers():
+        if answers(specification.health):
             say(f"{specification.title} answers at {specification.url} (log: {specification.log})")
             return True
         if now - started > timeout:
             raise ServerError(
-                f"{specification.title} did not answer at {specification.url} within {timeout:.0f} s. "
+                f"{specification.title} did not answer at {specification.health} within {timeout:.0f} s. "
                 f"The end of {specification.log}:\n{tail(specification.log)}"
             )
         if now - told >= 5:

@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline import forkserver
 from pipeline.environment import SWITCHES
-from pipeline.errors import PrefixlineError, WorkspaceError
+from pipeline.errors import PrefixlineError, WorkspaceError, disk_fault
 from pipeline.pins import Pins, read_pins
 from pipeline.state import champions_folder, checkpoint_folder, row_ids_folder
 
@@ -132,6 +132,7 @@ def main(arguments: list[str]) -> int:
     try:
         function, record = STAGES[stage]
         pins = read_pins(Path.cwd(), name)
+        _check_code(pins)
         artifacts = Path("artifacts") / name
         artifacts.mkdir(parents=True, exist_ok=True)
         result = function(pins, artifacts)
@@ -139,10 +140,27 @@ def main(arguments: list[str]) -> int:
     except PrefixlineError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 1
+    except OSError as error:
+        if (message := disk_fault(error)) is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)  # noqa: T201
+        return 1
     except KeyboardInterrupt:
         print(f"stopped: {stage} of {name}; run it again to go on", file=sys.stderr)  # noqa: T201
         return 130
     return 0
+
+
+def _check_code(pins: Pins) -> None:
+    """What runs must be what the lineage record will name."""
+    from pipeline.register.lineage import code_identity
+
+    here = code_identity()["digest"]
+    if here != pins.code["digest"]:
+        raise WorkspaceError(
+            f"the code has the digest {here}, and pins/{pins.name}.json names {pins.code['digest']}: prefixline was "
+            f"changed after the retraining began. Run prefixline retrain {pins.name} again"
+        )
 
 
 def _below(folder: str, manifest: Mapping[str, str]) -> dict[str, str]:

@@ -54,6 +54,7 @@ def raw_params(**schedules: dict[str, str] | None) -> dict[str, Any]:
 
 
 def write_params(workspace: Path, **schedules: dict[str, str] | None) -> Path:
+    workspace.mkdir(exist_ok=True)
     (workspace / "params.yaml").write_text(json.dumps(raw_params(**schedules)))
     return workspace
 
@@ -166,6 +167,18 @@ def test_scheduled_runs_fire_never_two_of_one_prefix_at_once_and_lost_schedules_
         assert time.monotonic() < deadline, ask(workspace, DEPLOYMENTS)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 0
+
+
+def test_deploy_ends_with_an_error_when_the_server_has_gone_for_good(tmp_path: Path) -> None:
+    folder = write_params(tmp_path / "lost", b=IN_MARCH)
+    up = start_up(folder)
+    wait_until_up(up)
+    process, _ = start_deploy(folder, tmp_path / "log")
+    up.send_signal(signal.SIGTERM)
+    up.communicate(timeout=60)
+    assert process.wait(90) == 1
+    said = (tmp_path / "log").read_text()
+    assert re.search(r"error: the Prefect server at \S+ has not answered for 30 s.*prefixline up", said)
 
 
 def test_without_a_prefect_server_deploy_says_how_to_start_one(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,9 @@ def main(arguments):
     print("to stdout", flush=True)
     print("to stderr", file=sys.stderr)
     command, *rest = arguments
+    if command == "handle":
+        signal.signal(signal.SIGTERM, lambda *_: (Path("stopped").touch(), sys.exit(0)))
+        command = "sleep"
     if command == "look":
         found = {"torch": "torch" in sys.modules, "here": os.getcwd(), "word": os.environ.get("WORD"), "rest": rest,
                  "input": sys.stdin.read() if sys.stdin else "", "version": VERSION}
@@ -46,27 +50,35 @@ CLIENT = """
 import sys
 from pipeline import forkserver
 path, *arguments = sys.argv[1:]
+forkserver.PRELOADED = {}
+forkserver._PATIENCE_SECONDS = 2
 status = forkserver.run(path, "stage_of_tests", arguments)
 sys.exit(99 if status is None else status)
 """
 
 
+def paths(folder: Path) -> dict[str, str]:
+    return {"PYTHONPATH": str(folder), "PYTHONSAFEPATH": "1"}
+
+
 class Server:
     """A fork server whose forks find `stage_of_tests` in `folder`."""
 
-    def __init__(self, folder: Path, **changes: str) -> None:
+    def __init__(self, folder: Path, **more: tuple[str, ...]) -> None:
         self.folder, self.socket = folder, folder / "forks"
+        self.preloaded = {"safetensors": ("torch",), **more}
         self.write("1")
-        preloaded = repr({"safetensors": ("torch",), **changes})
-        code = f"from pathlib import Path; from pipeline import forkserver as f; f.PRELOADED = {preloaded}; "
+        self.log = folder / "log"
+        code = "from pathlib import Path; from pipeline import forkserver as f; "
+        code += f"f.PRELOADED = {self.preloaded!r}; "
         code += f"f.serve(Path({str(self.socket)!r}))"
         self.process = subprocess.Popen(
             [sys.executable, "-c", code],
-            env={**os.environ, "PYTHONPATH": str(folder)},
-            stderr=(folder / "log").open("wb"),
+            env={**os.environ, **paths(folder)},
+            stderr=self.log.open("wb"),
         )
         while not self.socket.exists():
-            assert self.process.poll() is None, (folder / "log").read_text()
+            assert self.process.poll() is None, self.log.read_text()
             time.sleep(0.05)
 
     def write(self, version: str) -> None:
@@ -74,9 +86,9 @@ class Server:
 
     def client(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-c", CLIENT, str(self.socket), *arguments],
+            [sys.executable, "-c", CLIENT.format(self.preloaded), str(self.socket), *arguments],
             cwd=self.folder,
-            env={**os.environ, **environment},
+            env={**os.environ, **paths(self.folder), **environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -178,24 +190,84 @@ def test_many_at_once_run_side_by_side(server: Server) -> None:
         client.communicate()
 
 
+def test_sigterm_reaches_the_fork_which_can_handle_it(server: Server) -> None:
+    client = server.client("handle")
+    fork = server.asleep(client)
+    client.terminate()
+    client.communicate(timeout=60)
+    assert ended(fork)
+    assert (server.folder / "stopped").exists()
+
+
 def test_without_a_server_nothing_is_run(tmp_path: Path) -> None:
     assert forkserver.run(str(tmp_path / "forks"), "stage_of_tests", ["look"]) is None
 
 
-def test_after_a_library_was_replaced_the_fork_declines_and_nothing_is_run(tmp_path: Path) -> None:
+def declined(server: Server, **environment: str) -> bool:
+    """Whether a fork declined, and nothing was run."""
+    (server.folder / "found.json").unlink(missing_ok=True)
+    client = server.client("look", **environment)
+    assert client.communicate(timeout=60)[0] in ("", "to stdout\n")
+    assert (client.returncode == 99) is not (server.folder / "found.json").exists()
+    return client.returncode == 99
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "expected"),
+    [
+        ("HF_HUB_OFFLINE", "0", True),
+        ("OMP_NUM_THREADS", "1", True),
+        ("PYTHONPATH", "/elsewhere", True),
+        ("PREFIXLINE_WORKSPACE", "/w", False),
+        ("COLUMNS", "77", False),
+    ],
+)
+def test_a_fork_declines_where_what_was_read_at_import_would_be_another(
+    server: Server, variable: str, value: str, expected: bool
+) -> None:
+    assert declined(server, **{variable: value}) is expected
+    assert ("declined: environment" in server.log.read_text()) is expected
+
+
+def test_a_fork_declines_another_priority(server: Server) -> None:
+    command = [
+        "nice",
+        "-n",
+        "3",
+        sys.executable,
+        "-c",
+        CLIENT.format(server.preloaded),
+        str(server.socket),
+        "look",
+    ]
+    done = subprocess.run(command, cwd=server.folder, env={**os.environ, **paths(server.folder)}, check=False)
+    assert done.returncode == 99
+    assert "declined: priority is 3 there" in server.log.read_text()
+
+
+def test_a_server_that_takes_too_long_or_ends_before_the_fork_began_is_done_without(server: Server) -> None:
+    server.process.send_signal(signal.SIGSTOP)
+    waiting = server.client("look")
+    assert waiting.wait(60) == 99
+    cut_off = server.client("look")
+    time.sleep(1)
+    server.process.kill()
+    assert cut_off.wait(60) == 99
+    assert [client.communicate() for client in (waiting, cut_off)] == [("", "")] * 2
+
+
+def test_after_a_library_was_replaced_or_removed_the_fork_declines(tmp_path: Path) -> None:
     """As `pip install` does under a server that goes on."""
     info = tmp_path / "changing-1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: changing\nVersion: 1\n")
-    server = Server(tmp_path, changing=())  # type: ignore[arg-type]
+    server = Server(tmp_path, changing=())
     try:
-        assert server.client("look").wait(60) == 0
+        assert not declined(server)
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: changing\nVersion: 2\n")
-        (tmp_path / "found.json").unlink()
-        client = server.client("look")
-        assert client.communicate(timeout=60) == ("", "")
-        assert client.returncode == 99
-        assert not (tmp_path / "found.json").exists()
+        assert declined(server)
+        shutil.rmtree(info)
+        assert declined(server)
     finally:
         server.process.kill()
         server.process.wait()

@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -266,7 +267,7 @@ def test_mlflow_alone_not_answering_is_named_and_nothing_is_done_until_it_answer
     up = line.start("up", "--mlflow-port", "0", "--prefect-port", "0")
     try:
         assert up.stderr is not None
-        assert any("The servers are up" in output for output in up.stderr)
+        assert any("Both servers are up" in output for output in up.stderr)
         state = line.root / ".prefixline"
         running = read_state(state)
         assert running is not None
@@ -285,6 +286,110 @@ def test_mlflow_alone_not_answering_is_named_and_nothing_is_done_until_it_answer
     assert done.returncode == 1
     assert "MLflow at http://127.0.0.1:9 does not answer" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.timeout(400)
+def test_servers_that_end_in_the_middle_of_a_training_cost_neither_the_version_nor_the_answer(tmp_path: Path):
+    line = make_line(tmp_path)
+    line.change_params("epochs: 10", "epochs: 60")
+    up = line.start("up", "--mlflow-port", "0", "--prefect-port", "0")
+    assert up.stderr is not None
+    assert any("Both servers are up" in output for output in up.stderr)
+    process = line.start("retrain", "words", "--json")
+    assert process.stderr is not None
+    assert any("step " in output for output in process.stderr)
+    up.send_signal(signal.SIGTERM)
+    up.communicate(timeout=60)
+    out, said = process.communicate(timeout=200)
+    assert process.returncode == 0, said
+    outcome = json.loads(out)
+    assert (outcome["outcome"], outcome["version"], outcome["earlier"]) == ("registered", "1", None)
+    assert said.rstrip().endswith("the Prefect server went away; it does not show how this retraining ended")
+    assert "Traceback" not in said
+    assert "Error logging to API" not in said
+    assert line.json("retrain", "words")["outcome"] == "unchanged"
+
+
+def test_with_the_servers_up_ctrl_c_in_training_keeps_a_checkpoint_and_the_stages_run_in_forks(
+    tmp_path: Path,
+):
+    line = make_line(tmp_path)
+    line.change_params("epochs: 10", "epochs: 40")
+    up = line.start("up", "--mlflow-port", "0", "--prefect-port", "0")
+    try:
+        assert up.stderr is not None
+        assert any("Both servers are up" in output for output in up.stderr)
+        state = read_state(line.root / ".prefixline")
+        assert state is not None
+        while not Path(state.forks.url).exists():
+            assert state.forks.process.alive()
+            time.sleep(0.1)
+        process = line.start("retrain", "words", "--json")
+        assert process.stderr is not None
+        assert any("step " in output for output in process.stderr)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 130
+        assert "goes on from the last checkpoint" in said
+        done = line.run("retrain", "words", "--json")
+    finally:
+        up.send_signal(signal.SIGINT)
+        up.communicate(timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"going on after step \d+ of 800", done.stderr)
+    assert json.loads(done.stdout)["version"] == "1"
+    forks = (line.root / ".prefixline/logs/forkserver.log").read_text()
+    stages = re.findall(r"^\d+: pipeline\.stages (\w+) words in", forks, re.MULTILINE)
+    assert stages == ["prepare", "train", "train", "evaluate"], forks
+    assert "declined" not in forks
+
+
+def spoil_digest(line: Line) -> None:
+    text = (line.root / "params.yaml").read_text()
+    line.change_params(re.search(r"digest: \w+", text)[0], f"digest: {'a' * 64}")  # type: ignore[index]
+
+
+def spoil_base_with_a_pickle(line: Line) -> None:
+    base = line.root.parent / "base"
+    (base / "model.safetensors").rename(base / "pytorch_model.bin")
+
+
+def spoil_with_one_row_of_a_class(line: Line) -> None:
+    line.write_rows([*rows(100), {"text": "lonely", "label": "other", "length": "short"}])
+
+
+def spoil_with_bytes_that_are_no_text(line: Line) -> None:
+    path = line.root / "data" / "words.jsonl"
+    path.write_bytes(path.read_bytes() + b'{"text": "\xff", "label": "colour", "length": "short"}\n')
+
+
+def spoil_with_a_missing_column(line: Line) -> None:
+    line.write_rows([{"text": row["text"], "length": row["length"]} for row in rows(100)])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (spoil_digest, r"digest"),
+        (spoil_base_with_a_pickle, r"safetensors"),
+        (spoil_with_one_row_of_a_class, r'class "other"'),
+        (spoil_with_bytes_that_are_no_text, r"words\.jsonl:401: .*UTF-8"),
+        (spoil_with_a_missing_column, r"words\.jsonl:1: .*label"),
+    ],
+)
+def test_bad_input_ends_with_an_error_and_changes_neither_data_nor_registry(
+    tmp_path: Path, spoil: Any, message: str
+):
+    line = make_line(tmp_path)
+    spoil(line)
+    before = line.git("rev-parse", "HEAD"), (line.root / "data/words.jsonl").read_bytes()
+    done = line.run("retrain", "words")
+    assert done.returncode == 1
+    assert re.search(rf"error: (?s:.*){message}", done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
+    assert (line.git("rev-parse", "HEAD"), (line.root / "data/words.jsonl").read_bytes()) == before
+    assert not (line.root / "data/words.jsonl.dvc").exists()
+    assert line.json("status")["prefixes"][0]["versions"] == []
 
 
 def test_uncommitted_changes_are_named_and_nothing_is_done(line: Line, first: dict[str, Any]):

@@ -34,7 +34,7 @@ def test_a_scheduled_run_registers_a_version_that_names_its_flow_run(tmp_path: P
     with ExitStack() as cleanup:
         up = line.start("up", "--mlflow-port", "0", "--prefect-port", "0")
         cleanup.callback(end, up)
-        wait_for(up, "The servers are up")
+        wait_for(up, "Both servers are up")
         deploy = line.start("deploy")
         cleanup.callback(end, deploy)
         wait_for(deploy, "until Ctrl-C")

@@ -67,7 +67,7 @@ def wait_until_up(process: subprocess.Popen[str]) -> list[str]:
     lines = []
     for line in process.stdout:
         lines.append(line.rstrip())
-        if line.startswith("The servers are up"):
+        if line.startswith("Both servers are up"):
             return lines
     pytest.fail(f"never up: {lines} {process.communicate()[1]}")
 
@@ -298,10 +298,37 @@ def test_a_server_that_cannot_start_is_reported_with_the_end_of_its_log(tmp_path
     assert not (workspace / ".prefixline/servers.json").exists()
 
 
+def test_without_the_fork_server_all_goes_on_and_a_long_tmpdir_is_no_hindrance(tmp_path: Path) -> None:
+    long = tmp_path / ("x" * 120)
+    long.mkdir()
+    process = start_up(a_workspace(tmp_path), TMPDIR=str(long))
+    try:
+        wait_until_up(process)
+        state = read_state(tmp_path / ".prefixline")
+        assert state is not None
+        while not Path(state.forks.url).exists():
+            assert state.forks.process.alive()
+            time.sleep(0.1)
+        assert Path(state.forks.url).parent.stat().st_mode & 0o777 == 0o700
+        assert servers.endpoints(tmp_path).forkserver == state.forks.url
+        os.kill(state.forks.process.pid, signal.SIGKILL)
+        assert process.stdout is not None
+        assert "is gone; stages import them by themselves" in process.stdout.readline()
+        where = servers.endpoints(tmp_path)
+        assert where.forkserver is None
+        assert servers.answers(f"{where.mlflow_uri}/health")
+        assert servers.answers(f"{where.prefect_api_url}/ready")
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert not Path(state.forks.url).parent.exists()
+
+
 def test_a_server_that_does_not_answer_in_time_is_ended(tmp_path: Path) -> None:
     workspace = a_workspace(tmp_path)
     before = psutil.Process().children(recursive=True)
-    with pytest.raises(ServerError, match=r"MLflow did not answer at http://127.0.0.1:\d+ within 1 s"):
+    with pytest.raises(ServerError, match=r"MLflow did not answer at http://127.0.0.1:\d+/health within 1 s"):
         servers.up(workspace, mlflow_port=0, prefect_port=0, timeout=1, say=lambda _: None)
     assert psutil.Process().children(recursive=True) == before
 

@@ -185,8 +185,11 @@ class DvcDatasetSource:
 def remote_address(workspace: Path) -> str | None:
     """The address of git's remote `origin` without credentials; None for none, or for a path of this machine."""
     url = git.run(workspace, "config", "--get", "remote.origin.url", ok=(0, 1)).strip()
-    if re.match(r"^(https?|ssh|git)://", url):
-        return re.sub(r"(?<=://)[^/@]*@", "" if url.startswith("http") else r"git@", url)
+    if found := re.match(r"^(https?|ssh|git)://(?:(.*)@)?([^/@]+(?:/.*)?)$", url):
+        scheme, credentials, rest = found.groups()
+        # ssh's user is part of the address; what follows a colon is a password.
+        user = credentials.split(":")[0] + "@" if credentials and scheme == "ssh" else ""
+        return f"{scheme}://{user}{rest}"
     return url if re.match(r"^[\w.-]+@[\w.-]+:(?!\\)", url) else None
 
 

@@ -199,6 +199,8 @@ def test_files_that_hold_no_rows_are_named(workspace: Path) -> None:
     [
         ("https://user:secret@example.org/team/repo.git", "https://example.org/team/repo.git"),
         ("https://example.org/team/repo.git", "https://example.org/team/repo.git"),
+        ("https://user:pa@ss/word@example.org/team/repo.git", "https://example.org/team/repo.git"),
+        ("ssh://alice:secret@example.org/team/repo.git", "ssh://alice@example.org/team/repo.git"),
         ("git@example.org:team/repo.git", "git@example.org:team/repo.git"),
         ("ssh://git@example.org/team/repo.git", "ssh://git@example.org/team/repo.git"),
         ("/srv/git/repo.git", None),
