@@ -63,7 +63,7 @@ def register(plan: Plan, judged: Judged) -> Outcome:
     return retraining.register(plan, judged)
 
 
-@task(name="report", **_RETRIED)
+@task(name="report", **{**_RETRIED, "retries": 1, "retry_delay_seconds": [2]})
 def report(outcome: Outcome) -> None:
     """What a person who watches Prefect sees."""
     create_markdown_artifact(

@@ -59,4 +59,8 @@ def test_only_a_server_that_did_not_answer_is_tried_again(tmp_path: Path) -> Non
     assert tries == {
         name: 4 if name in again else 1 for name in (*again, "DataError", "IntegrityError", "ValueError")
     }
-    assert steps == {name: [3, True] for name in ("snapshot", "experiment", "gate", "register", "report")}
+    # The report is a courtesy to who watches Prefect; nobody waits long for it.
+    assert steps == {
+        **{name: [3, True] for name in ("snapshot", "experiment", "gate", "register")},
+        "report": [1, True],
+    }
