@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional
 
 from pipeline.prefix.packing import PackedRows
+from pipeline.prefix.target_loss import target_loss
 from pipeline.train.batches import AnyBatch
 
 if TYPE_CHECKING:
@@ -25,34 +26,20 @@ class BatchLoss:
 
 
 def batch_loss(model: PreTrainedModel, batch: AnyBatch) -> BatchLoss:
-    """The loss of `batch` under `model` as it stands (with whatever prefix is attached).
-
-    For generation the output head sees the target positions only: a hook hands it those alone, so that
-    whatever the architecture does to logits afterwards (scaling, soft-capping) stays in force.
-    """
+    """The loss of `batch` under `model` as it stands (with whatever prefix is attached)."""
     batch = _moved(batch, model.device)
     inputs = {"input_ids": batch.input_ids}
     if isinstance(batch, PackedRows):
         inputs |= {"attention_mask": batch.mask(model), "position_ids": batch.position_ids}
     else:
         inputs |= {"attention_mask": batch.attention_mask}
-    positions = batch.positions
-    if positions is None:
-        logits = model(**inputs).logits  # [B, labels]
+    if batch.positions is not None:
+        total, right = target_loss(model, inputs, batch.positions, batch.targets)
     else:
-
-        def gather(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[Any, ...]:
-            hidden = args[0]  # [B, N, hidden]
-            return (hidden.reshape(-1, hidden.shape[-1])[positions][None], *args[1:])
-
-        hook = model.get_output_embeddings().register_forward_pre_hook(gather)
-        try:
-            logits = model(**inputs).logits[0]  # [T, vocabulary]
-        finally:
-            hook.remove()
-    logits = logits.float()
-    total = functional.cross_entropy(logits, batch.targets, reduction="sum")
-    return BatchLoss(total, len(batch.targets), int((logits.argmax(-1) == batch.targets).sum()))
+        logits = model(**inputs).logits.float()  # [B, labels]
+        total = functional.cross_entropy(logits, batch.targets, reduction="sum")
+        right = int((logits.argmax(-1) == batch.targets).sum())
+    return BatchLoss(total, len(batch.targets), right)
 
 
 def _moved(batch: AnyBatch, device: torch.device) -> AnyBatch:
