@@ -101,11 +101,17 @@ def serve_schedules(
         say(line)
     say(f"Serving from {workspace} until Ctrl-C; runs are shown at {api_url.removesuffix('/api')}")
     lost = UnreachableError(
-        f"the Prefect server at {api_url} has not answered for {_PATIENCE_SECONDS:.0f} s, so nothing falls due any more; "
+        f"the Prefect server at {api_url} does not answer any more, so nothing falls due; "
         "start it again with `prefixline up`, then this command. Retrainings that were running go on by themselves"
     )
     threading.Thread(target=_end_without_server, args=(f"{api_url}/ready", lost), daemon=True).start()
-    serve(*deployments, limit=at_once, print_starting_message=False)
+    try:
+        serve(*deployments, limit=at_once, print_starting_message=False)
+    except Exception as error:
+        # Prefect's own loops may give up before we do, with errors of many kinds.
+        if servers.answers(f"{api_url}/ready"):
+            raise
+        raise lost from error
 
 
 def _end_without_server(health: str, lost: UnreachableError) -> None:
