@@ -82,15 +82,9 @@ def main() -> None:
         if done.returncode not in (0, 3):
             sys.exit(f"{' '.join(command)} ended with exit code {done.returncode}")
         outcome = json.loads(done.stdout)
-        trained = run(
-            "git", "-C", str(workspace), "show", f"{outcome['experiment']}:{trained_json(arguments.name)}"
-        )
+        record = f"{outcome['experiment']}:artifacts/{arguments.name}/trained.json"
+        trained = run("git", "-C", str(workspace), "show", record)
         print(json.dumps({**outcome, "trained": json.loads(trained)}, indent=2))
-
-
-def trained_json(name: str) -> str:
-    """Where the experiment's commit has the training's record."""
-    return f"artifacts/{name}/trained.json"
 
 
 def base_of(folder: Path | None) -> tuple[str, str]:

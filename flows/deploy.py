@@ -104,7 +104,9 @@ def serve_schedules(
         f"the Prefect server at {api_url} does not answer any more, so nothing falls due; "
         "start it again with `prefixline up`, then this command. Retrainings that were running go on by themselves"
     )
-    threading.Thread(target=_end_without_server, args=(f"{api_url}/ready", lost), daemon=True).start()
+    over = threading.Event()
+    watch = (f"{api_url}/ready", lost, over)
+    threading.Thread(target=_end_without_server, args=watch, daemon=True).start()
     try:
         serve(*deployments, limit=at_once, print_starting_message=False)
     except Exception as error:
@@ -112,21 +114,23 @@ def serve_schedules(
         if servers.answers(f"{api_url}/ready"):
             raise
         raise lost from error
+    finally:
+        over.set()
 
 
-def _end_without_server(health: str, lost: UnreachableError) -> None:
-    """Watch the server; end this process where it is gone for good.
+def _end_without_server(health: str, lost: UnreachableError, over: threading.Event) -> None:
+    """Watch the server until `over`; end this process where it is gone for good.
 
     At once, because Prefect's own way out first asks the server, for minutes, to pause the schedules.
     """
     answered = time.monotonic()
-    while time.monotonic() - answered < _PATIENCE_SECONDS:
-        time.sleep(1)
+    while not over.wait(1):
         if servers.answers(health):
             answered = time.monotonic()
-    sys.stderr.write(f"error: {lost}\n")
-    sys.stderr.flush()
-    os._exit(1)
+        elif time.monotonic() - answered > _PATIENCE_SECONDS:
+            sys.stderr.write(f"error: {lost}\n")
+            sys.stderr.flush()
+            os._exit(1)
 
 
 def read_schedules(params: Params) -> tuple[Scheduled, ...]:

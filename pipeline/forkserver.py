@@ -54,22 +54,9 @@ PRELOADED: Mapping[str, tuple[str, ...]] = {
 }
 """{distribution: modules} that the stages import."""
 
-_READ_AT_IMPORT = (
-    *("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "DATASETS_", "TORCH", "PYTORCH_", "CUDA_", "NVIDIA_"),
-    *(
-        "OMP_",
-        "MKL_",
-        "KMP_",
-        "OPENBLAS_",
-        "GOMP_",
-        "LD_",
-        "MALLOC_",
-        "PYTHON",
-        "TMPDIR",
-        "XDG_",
-        "LC_",
-        "LANG",
-    ),
+_READ_AT_IMPORT = tuple(
+    "HF_ HUGGINGFACE_ TRANSFORMERS_ DATASETS_ TORCH PYTORCH_ CUDA_ NVIDIA_ OMP_ MKL_ OPENBLAS_ GOMP_ LD_ MALLOC_ "
+    "PYTHON TMPDIR XDG_ LC_ LANG".split()
 )
 """How the variables begin that the interpreter or a library reads once, when it starts."""
 

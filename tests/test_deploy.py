@@ -185,6 +185,56 @@ def test_deploy_ends_with_an_error_when_the_server_has_gone_for_good(tmp_path: P
     )
 
 
+SERVING = """
+import sys, threading, time
+from pathlib import Path
+from pipeline import servers
+workspace = Path(sys.argv[1])
+servers.enter(workspace)
+import flows.deploy as deploy
+from tests.scheduled_flow import retrain
+def serve(*_, **__):
+    {serve}
+deploy.serve, deploy._PATIENCE_SECONDS = serve, 2
+try:
+    deploy.serve_schedules(workspace, say=lambda line: None, flow=retrain)
+finally:
+    time.sleep(4)  # longer than a watch that goes on would wait
+    print(threading.active_count(), flush=True)
+"""
+GONE = "servers.answers = lambda url: False"
+
+
+@pytest.mark.parametrize(
+    ("serve", "said", "left"),
+    [
+        ("raise ValueError('of the runner')", r"ValueError: of the runner\n\Z", True),
+        (
+            f"{GONE}; raise RuntimeError('threshold')",
+            r"UnreachableError: the Prefect server at \S+ does not answer",
+            True,
+        ),
+        (f"{GONE}; time.sleep(60)", r"\Aerror: the Prefect server at \S+ does not answer any more", False),
+    ],
+)
+def test_what_ends_serving_is_named_and_only_a_server_that_is_gone_is_called_gone(
+    workspace: Path, serve: str, said: str, left: bool
+) -> None:
+    """`serve` stands in for Prefect's, whose errors come when they come."""
+    done = subprocess.run(
+        [sys.executable, "-c", SERVING.format(serve=serve), str(workspace)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert re.search(said, done.stderr), done.stderr
+    assert ("does not answer" in done.stderr) is (GONE in serve)
+    assert bool(done.stdout) is left  # the watch ended the process itself, or was over with the serving
+
+
 def test_without_a_prefect_server_deploy_says_how_to_start_one(tmp_path: Path) -> None:
     from flows.deploy import serve_schedules
 

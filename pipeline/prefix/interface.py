@@ -56,7 +56,7 @@ def switch(model: PreTrainedModel, found: Anatomy, source: Source, length: int) 
     """Give every attention module its slot and every module a private config; returns what undoes it."""
     if any(_SLOT in module.__dict__ for module in found.attention):
         raise PrefixError(f"{type(model).__name__} already has a prefix attached; detach it first")
-    implementation = wrapped(found.base)
+    implementation = attention_implementation(found.base)
     if implementation not in ("sdpa", "eager"):
         raise PrefixError(
             f"attention implementation: got {implementation!r}; expected 'sdpa' or 'eager'; "
@@ -85,7 +85,7 @@ def switch(model: PreTrainedModel, found: Anatomy, source: Source, length: int) 
     return undo
 
 
-def wrapped(model: PreTrainedModel) -> str:
+def attention_implementation(model: PreTrainedModel) -> str:
     """The implementation of `model`'s attention: sdpa, eager, …; with a prefix attached, the one behind it."""
     implementation, _ = getattr(model.config, _MASK, (None, 0))
     return str(implementation or model.config._attn_implementation or "eager")

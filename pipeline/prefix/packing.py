@@ -19,7 +19,7 @@ import torch
 from transformers import PreTrainedModel
 
 from pipeline.prefix.architecture import Anatomy
-from pipeline.prefix.interface import wrapped
+from pipeline.prefix.interface import attention_implementation
 
 Tokens = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -64,7 +64,7 @@ class PackedRows:
         same = tree[..., :, None] == tree[..., None, :]
         seen = (branch[..., None, :] == 0) | (branch[..., None, :] == branch[..., :, None])
         visible = (same & seen).tril()
-        if wrapped(model) == "sdpa":
+        if attention_implementation(model) == "sdpa":
             return visible
         dtype = next(model.parameters()).dtype
         unseen = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
