@@ -60,6 +60,7 @@ _READ_AT_IMPORT = tuple(
 )
 """How the variables begin that the interpreter or a library reads once, when it starts."""
 
+_PASSED_ON = (signal.SIGINT, signal.SIGTERM)
 _DECLINED, _STARTED = b"declined", b"started "
 _PATIENCE_SECONDS = 10.0
 """How long a fork may take to begin."""
@@ -70,23 +71,32 @@ def run(path: str, module: str, arguments: Sequence[str]) -> int | None:
 
     None where no server answers in time or it declined: nothing has been run then.
     """
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(_PATIENCE_SECONDS)
-        try:
-            connection.connect(path)
-            request = [module, list(arguments), str(Path.cwd()), dict(os.environ), _conditions()]
-            socket.send_fds(connection, [b"."], [0, 1, 2])
-            connection.sendall(json.dumps(request).encode() + b"\n")
-            if connection.recv(len(_STARTED), socket.MSG_WAITALL) != _STARTED:
-                return None
-        except OSError:
-            return None
-        connection.settimeout(None)
-        reply = _wait(connection)
+    # Held back until there is a fork to pass them on to: a signal in between would end this process, and the fork with it.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            reply = _wait(connection) if _start(connection, path, module, arguments) else None
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if reply is None:
+        return None
     if not reply:
         print(f"error: {module} {' '.join(arguments)} was killed", file=sys.stderr)  # noqa: T201
         return 1
     return int(reply)
+
+
+def _start(connection: socket.socket, path: str, module: str, arguments: Sequence[str]) -> bool:
+    """Whether a fork has begun."""
+    connection.settimeout(_PATIENCE_SECONDS)
+    try:
+        connection.connect(path)
+        request = [module, list(arguments), str(Path.cwd()), dict(os.environ), _conditions()]
+        socket.send_fds(connection, [b"."], [0, 1, 2])
+        connection.sendall(json.dumps(request).encode() + b"\n")
+        return connection.recv(len(_STARTED), socket.MSG_WAITALL) == _STARTED
+    except OSError:
+        return False
 
 
 def _wait(connection: socket.socket) -> bytes:
@@ -96,10 +106,12 @@ def _wait(connection: socket.socket) -> bytes:
         with contextlib.suppress(OSError):  # it has just ended: its reply says how
             connection.send(b"T")
 
+    connection.settimeout(None)
     before = signal.signal(signal.SIGTERM, terminate)
     try:
         while True:
             try:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
                 return connection.recv(64)
             except KeyboardInterrupt:
                 with contextlib.suppress(OSError):

@@ -199,6 +199,37 @@ def test_sigterm_reaches_the_fork_which_can_handle_it(server: Server) -> None:
     assert (server.folder / "stopped").exists()
 
 
+EARLY = """
+import os, signal, time
+from pathlib import Path
+from pipeline import forkserver
+start = forkserver._start
+def signalled(*arguments):
+    begun = start(*arguments)
+    while not Path("started").exists():
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.NUMBER)
+    return begun
+forkserver._start = signalled
+"""
+
+
+@pytest.mark.parametrize(("command", "number"), [("handle", "SIGTERM"), ("sleep", "SIGINT")])
+def test_a_signal_that_comes_just_as_the_fork_begins_is_passed_on_too(
+    server: Server, command: str, number: str
+) -> None:
+    code = EARLY.replace("NUMBER", number) + CLIENT.format(server.preloaded)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(server.socket), command],
+        cwd=server.folder,
+        env={**os.environ, **paths(server.folder)},
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode >= 0  # not ended by the signal itself
+    assert (server.folder / "stopped").exists()
+
+
 def test_without_a_server_nothing_is_run(tmp_path: Path) -> None:
     assert forkserver.run(str(tmp_path / "forks"), "stage_of_tests", ["look"]) is None
 
