@@ -224,8 +224,6 @@ def trainer(
     from peft import PrefixTuningConfig, get_peft_model
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    from pipeline.prefix.tuning import flatten
-
     lengths = np.array(
         [len(source) + max(map(len, refs)) - 1 for source, refs in zip(sources, references, strict=True)]
     )
@@ -249,7 +247,7 @@ def trainer(
         model, PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=arguments.length)
     )
     with torch.no_grad():
-        peft.prompt_encoder.default.embedding.weight.copy_(flatten(prefix.key_values()))
+        peft.prompt_encoder.default.embedding.weight.copy_(prefix.key_values())
 
     class Clock(TrainerCallback):  # type: ignore[misc]
         began = 0.0

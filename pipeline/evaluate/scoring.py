@@ -23,7 +23,8 @@ from rich.progress import track
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from pipeline.prefix.architecture import anatomy
-from pipeline.prefix.attention import attach, generate
+from pipeline.prefix.attention import attach
+from pipeline.prefix.generation import generate
 from pipeline.prefix.tuning import Prefix
 
 Tokens = Sequence[int] | NDArray[Any]

@@ -1,8 +1,11 @@
 """Adapters on disk, in PEFT's format: what is saved here loads with `peft.PeftModel.from_pretrained`, and back.
 
     adapter_config.json        a PrefixTuningConfig
-    adapter_model.safetensors  `prompt_embeddings` [P, L·2·H·D], and for classification the head's parameters
-                               as `base_model.<parameter name>`; our own facts (`AdapterFacts`) in its metadata
+    adapter_model.safetensors  `prompt_embeddings` [P, S], and for classification the head's parameters as
+                               `base_model.<parameter name>`; our own facts (`AdapterFacts`) in its metadata
+
+PEFT has no prefix for an encoder-decoder's encoder, for layers of different shapes, or for layers that are not all
+attention. Such an adapter's config says peft_type PREFIXLINE, which PEFT refuses to load, and lists the layers.
 
 A projection is folded away before saving. Equal content is equal bytes.
 
@@ -26,14 +29,21 @@ from transformers import PreTrainedModel
 from pipeline import digest
 from pipeline.errors import AdapterError
 from pipeline.files import new_folder, write_bytes, write_json
-from pipeline.prefix.tuning import Prefix, PrefixShape, flatten, unflatten
+from pipeline.prefix.architecture import Anatomy, anatomy
+from pipeline.prefix.tuning import Prefix, PrefixShape
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
-Task = Literal["classification", "generation"]
+Task = Literal["classification", "token_classification", "generation"]
 
-_TASK_TYPES: Mapping[str, str] = {"classification": "SEQ_CLS", "generation": "CAUSAL_LM"}
+_TASKS: Mapping[str, Task] = {
+    "SEQ_CLS": "classification",
+    "TOKEN_CLS": "token_classification",
+    "CAUSAL_LM": "generation",
+    "SEQ_2_SEQ_LM": "generation",
+}
+_OWN_TYPE = "PREFIXLINE"
 _VECTORS = "prompt_embeddings"
 _HEAD = "base_model."
 _FACTS = "prefixline"
@@ -88,31 +98,22 @@ def save_adapter(
     """
     modules = sorted({_module_of(name, model) for name in head})
     problems = _shape_problems(head, _head_shapes(model, modules), task, modules)
-    tensors = {_VECTORS: flatten(prefix.key_values().detach()).float()}
+    tensors = {_VECTORS: prefix.key_values().detach().float()}
     tensors |= {_HEAD + name: tensor.detach() for name, tensor in head.items()}
     problems += _value_problems(tensors)
     if problems:
         raise AdapterError(f"{folder}: nothing was saved: " + "; ".join(problems))
-    shape = prefix.shape
+    found = anatomy(model)
+    heads = [*_PEFT_HEADS, *(name for name in modules if name not in _PEFT_HEADS)]
     config = {
         "auto_mapping": None,
         "base_model_name_or_path": base_name,
-        "encoder_hidden_size": shape.token_size,
         "inference_mode": True,
-        "init_weights": None,
-        "modules_to_save": [*_PEFT_HEADS, *(name for name in modules if name not in _PEFT_HEADS)]
-        if task == "classification"
-        else None,
-        "num_attention_heads": shape.heads,
-        "num_layers": shape.layers,
-        "num_transformer_submodules": 1,
+        "modules_to_save": None if task == "generation" else heads,
         "num_virtual_tokens": prefix.length,
-        "peft_type": "PREFIX_TUNING",
-        "peft_version": _PEFT_VERSION,
-        "prefix_projection": False,
         "revision": None,
-        "task_type": _TASK_TYPES[task],
-        "token_dim": shape.token_size,
+        "task_type": _task_type(task, found),
+        **_shape_config(found),
     }
     facts = AdapterFacts(
         task, prefix.length, base_name, base_digest, None if labels is None else tuple(labels)
@@ -139,20 +140,21 @@ def load_adapter(folder: Path, model: PreTrainedModel) -> tuple[Prefix, dict[str
             many, non-finite or of another shape; the message names all that is wrong.
         PrefixError: `model` cannot carry a prefix.
     """
-    shape = PrefixShape.of_model(model)
+    found = anatomy(model)
+    shape = PrefixShape(found.layers)
     config = _read_config(folder / CONFIG)
     tensors, _ = _read_weights(folder / WEIGHTS)
-    problems = _config_problems(config, shape)
+    problems = _config_problems(config, found)
     if not problems:
         modules = config["modules_to_save"] or []
-        vectors = {_VECTORS: (config["num_virtual_tokens"], shape.layers * 2 * shape.token_size)}
+        vectors = {_VECTORS: (config["num_virtual_tokens"], shape.size)}
         head = {_HEAD + name: size for name, size in _head_shapes(model, modules).items()}
         problems += _difference(tensors, vectors | head)
         problems += _value_problems(tensors)
     if problems:
         raise AdapterError(f"{folder}: not an adapter for {type(model).__name__}: " + "; ".join(problems))
     prefix = Prefix(shape, config["num_virtual_tokens"])
-    prefix.init_from(unflatten(tensors.pop(_VECTORS).float(), shape))
+    prefix.init_from(tensors.pop(_VECTORS).float())
     return prefix, {name.removeprefix(_HEAD): tensor for name, tensor in tensors.items()}
 
 
@@ -166,7 +168,7 @@ def adapter_facts(folder: Path) -> AdapterFacts:
     if problems := _config_problems(config, None):
         raise AdapterError(f"{folder}: not an adapter: " + "; ".join(problems))
     _, metadata = _read_weights(folder / WEIGHTS)
-    task: Task = "classification" if config["task_type"] == "SEQ_CLS" else "generation"
+    task = _TASKS[config["task_type"]]
     length, name = config["num_virtual_tokens"], config["base_model_name_or_path"] or ""
     if _FACTS not in metadata:
         return AdapterFacts(task, length, name, None, None)
@@ -217,7 +219,7 @@ def _shape_problems(
 ) -> list[str]:
     if task == "generation" and head:
         return [f"got head tensors {', '.join(sorted(head))}; expected none for generation"]
-    if task == "classification" and not head:
+    if task != "generation" and not head:
         return ["got no head; expected the classification head's parameters"]
     return _difference(head, expected)
 
@@ -279,37 +281,81 @@ def _read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         raise AdapterError(f"{path}: is not a whole safetensors file (truncated?): {error}") from None
 
 
-_ANY_VALUE = frozenset(
-    "auto_mapping base_model_name_or_path encoder_hidden_size inference_mode init_weights modules_to_save "
-    "peft_version prefix_projection revision".split()
+def _task_type(task: Task, found: Anatomy) -> str:
+    """PEFT's word for a task."""
+    if task == "generation":
+        return "SEQ_2_SEQ_LM" if found.encoder_decoder else "CAUSAL_LM"
+    return next(word for word, name in _TASKS.items() if name == task)
+
+
+def _in_peft(found: Anatomy) -> bool:
+    """Whether PEFT has a prefix for such a model: in every layer, all alike, with the tokens behind it."""
+    (first, *others) = set(found.layers)
+    return not others and first.key_size == first.value_size and found.shifts and found.every_layer
+
+
+def _shape_config(found: Anatomy) -> dict[str, Any]:
+    """The keys of a config that follow from the model's shape."""
+    if not _in_peft(found):
+        return {
+            "layers": [[layer.heads, layer.key_size, layer.value_size] for layer in found.layers],
+            "peft_type": _OWN_TYPE,
+        }
+    first = found.layers[0]
+    width = first.heads * first.key_size
+    return {
+        "encoder_hidden_size": width,
+        "init_weights": None,
+        "num_attention_heads": first.heads,
+        "num_layers": len(found.layers),
+        "num_transformer_submodules": 1,
+        "peft_type": "PREFIX_TUNING",
+        "peft_version": _PEFT_VERSION,
+        "prefix_projection": False,
+        "token_dim": width,
+    }
+
+
+_ANY_SHAPE = frozenset(
+    "auto_mapping base_model_name_or_path inference_mode modules_to_save num_virtual_tokens revision task_type".split()
+)
+_PEFT_SHAPE = frozenset(
+    "encoder_hidden_size init_weights num_attention_heads num_layers num_transformer_submodules peft_type peft_version "
+    "prefix_projection token_dim".split()
 )
 
 
-def _config_problems(config: Mapping[str, Any], shape: PrefixShape | None) -> list[str]:
-    """What in `config` is unknown, missing, or (where `shape` is given) not of that shape."""
-    required: dict[str, Any] = {"peft_type": "PREFIX_TUNING", "num_transformer_submodules": 1}
-    if shape is not None:
-        required |= {
-            "num_layers": shape.layers,
-            "num_attention_heads": shape.heads,
-            "token_dim": shape.token_size,
-        }
-    known = {*_ANY_VALUE, *required, "num_layers", "num_attention_heads", "token_dim"}
-    known |= {"task_type", "num_virtual_tokens"}
+def _config_problems(config: Mapping[str, Any], found: Anatomy | None) -> list[str]:
+    """What in `config` is unknown, missing, or (where `found` is given) not of that model."""
+    own = config.get("peft_type") == _OWN_TYPE
+    known = _ANY_SHAPE | (frozenset(("layers", "peft_type")) if own else _PEFT_SHAPE)
     problems = [f"{CONFIG}: key {key!r} is unknown" for key in sorted(config.keys() - known)]
     problems += [
         f"{CONFIG}: key {key!r} is missing" for key in sorted(known - {"peft_version"} - config.keys())
     ]
     if problems:
         return problems
+    if not own and config["num_transformer_submodules"] == 2:
+        return [
+            f"{CONFIG}: num_transformer_submodules: got 2, PEFT's prefix for a decoder behind an encoder, the same in "
+            "self- and cross-attention; expected one with the encoder's layers, as prefixline trains it"
+        ]
+    required: dict[str, Any] = {}
+    if not own:
+        required = {"peft_type": "PREFIX_TUNING", "num_transformer_submodules": 1}
+    if found is not None:
+        free = {"encoder_hidden_size", "init_weights", "peft_version", "prefix_projection"}
+        required |= {key: value for key, value in _shape_config(found).items() if key not in free}
     problems = [
-        f"{CONFIG}: {key}: got {config[key]!r}; expected {value!r}"
+        f"{CONFIG}: {key}: got {config.get(key)!r}; expected {value!r}"
         for key, value in required.items()
-        if config[key] != value
+        if config.get(key) != value
     ]
-    if config["task_type"] not in _TASK_TYPES.values():
+    not_here = "" if found is None else ("CAUSAL_LM" if found.encoder_decoder else "SEQ_2_SEQ_LM")
+    *words, last = (word for word in _TASKS if word != not_here)
+    if config["task_type"] not in (*words, last):
         problems.append(
-            f"{CONFIG}: task_type: got {config['task_type']!r}; expected {' or '.join(_TASK_TYPES.values())}"
+            f"{CONFIG}: task_type: got {config['task_type']!r}; expected {', '.join(words)} or {last}"
         )
     length = config["num_virtual_tokens"]
     if type(length) is not int or length < 1:

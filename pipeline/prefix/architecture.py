@@ -1,28 +1,47 @@
 """Which models can carry a prefix, and where in them it goes.
 
-A prefix enters through transformers' AttentionInterface: the one call by which an attention module hands its
-finished keys and values over. A model qualifies if every one of its layers has exactly one such module, all
-with key/value heads of one size, and if it can be told the positions of its tokens.
+A prefix has to enter each attention layer where its keys and values are finished. There are three such places,
+and every model has one of them (see `Entry`). A model qualifies if each of its attention layers has the same one.
 """
 
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from pipeline.errors import PrefixError
 
+Entry = Literal["interface", "cache", "projections"]
+"""Where a prefix enters a layer: the call of the AttentionInterface, the update of the key/value cache (BLOOM,
+Falcon, MPT, GPT-J), or the outputs of the key and value projections (DeBERTa-v2)."""
+
 _WAY_OUT = (
-    "use an encoder or decoder whose attention goes through transformers' AttentionInterface (BERT, RoBERTa, "
-    "Llama, Qwen3, Gemma 3, GPT-2, ...)"
+    "use a model whose attention goes through transformers' AttentionInterface (BERT, RoBERTa, Llama, Qwen3, "
+    "Gemma 3, GPT-2, T5, BART, ...), or hands its keys and values to a cache (BLOOM, Falcon, MPT, GPT-J)"
 )
+_ATTENTION_KINDS = {"full_attention", "sliding_attention", "chunked_attention"}
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """What one position of a prefix is in one attention layer: a key and a value for each of `heads`."""
+
+    heads: int
+    key_size: int
+    value_size: int
+
+    @property
+    def size(self) -> int:
+        """Numbers in one position: H·(Dk + Dv)."""
+        return self.heads * (self.key_size + self.value_size)
 
 
 @dataclass(frozen=True)
@@ -30,24 +49,46 @@ class Anatomy:
     """What the engine has to know of a model.
 
     Attributes:
-        base: the innermost model around all layers; its forward pass builds the mask and the positions.
-        attention: the attention modules, first layer first.
-        heads: key/value heads per layer.
-        head_size: size of one key or value.
+        stacks: the innermost models around all layers, whose forward passes build the masks and the positions: one,
+            or an encoder and a decoder.
+        attention: the attention module of every layer in the order in which they run. With an encoder and a decoder
+            it is the encoder's, then the decoder's self-attention, then its cross-attention. A module that several
+            layers share (ALBERT) is there as often.
+        layers: the shape of a prefix in each of them.
+        entry: where the prefix enters.
         window: the most positions the model can tell apart; None where nothing limits them.
         sliding_window: the shortest span of tokens a layer sees; None where every layer sees all.
-        causal: whether a token sees only what is before it.
+        causal: whether a token sees only what is before it; of an encoder and a decoder, the encoder's answer.
         padding_offset: RoBERTa counts real tokens from `padding_idx` + 1; this is `padding_idx`, else None.
+        shifts: whether real tokens stand behind the prefix, from position P on, as they do in PEFT. Where a model
+            cannot be told where its tokens stand (T5, BART), they stay where it puts them.
+        told_positions: whether `position_ids` alone say where a token stands, and the mask alone what it sees.
+        every_layer: whether each of the model's layers is an attention layer.
+        plain_cache: whether its key/value cache holds every layer's keys and values as attention takes them.
     """
 
-    base: PreTrainedModel
+    stacks: tuple[PreTrainedModel, ...]
     attention: tuple[nn.Module, ...]
-    heads: int
-    head_size: int
+    layers: tuple[LayerShape, ...]
+    entry: Entry
     window: int | None
     sliding_window: int | None
     causal: bool
     padding_offset: int | None
+    shifts: bool
+    told_positions: bool
+    every_layer: bool
+    plain_cache: bool
+
+    @property
+    def base(self) -> PreTrainedModel:
+        """The stack whose states a head reads."""
+        return self.stacks[-1]
+
+    @property
+    def encoder_decoder(self) -> bool:
+        """Whether it is an encoder and a decoder."""
+        return len(self.stacks) == 2
 
 
 def anatomy(model: PreTrainedModel) -> Anatomy:
@@ -56,70 +97,129 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
     Raises:
         PrefixError: it cannot carry a prefix; the message says why and what can.
     """
-    config = model.config
-    text_config = config.get_text_config()
-    if getattr(config, "is_encoder_decoder", False) or getattr(config, "add_cross_attention", False):
-        _refuse(model, "has an encoder and a decoder")
-    for key in ("kv_lora_rank", "num_kv_shared_layers"):
-        if getattr(text_config, key, None):
-            _refuse(model, f"shares or compresses its keys and values ({key} = {getattr(text_config, key)})")
-    kinds = set(getattr(text_config, "layer_types", None) or ()) - {
-        "full_attention",
-        "sliding_attention",
-        "chunked_attention",
-    }
-    if kinds:
-        _refuse(model, f"has layers of the kind {', '.join(sorted(kinds))}")
-
-    layers = text_config.num_hidden_layers
-    modules: list[nn.Module] = list(model.modules())
-    attention = [module for module in modules if calls_the_interface(type(module).forward)]
-    if len(attention) != layers:
-        _refuse(
-            model,
-            f"has {layers} layers, of which {len(attention)} have their own attention module that calls the "
-            "AttentionInterface",
-        )
-    attention.sort(key=lambda module: getattr(module, "layer_idx", None) or 0)
-
-    # The innermost model around all layers: OPTForCausalLM goes past OPTModel, straight to its decoder.
-    base = [module for module in modules if isinstance(module, PreTrainedModel) and holds(module, attention)][
-        -1
-    ]
-    if "position_ids" not in inspect.signature(base.forward).parameters:
-        _refuse(model, "takes no position_ids")
-
-    heads = getattr(text_config, "num_key_value_heads", None) or text_config.num_attention_heads
-    head_size = (
-        getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads
-    )
-    for index, module in enumerate(attention):
-        projection = getattr(module, "k_proj", None) or getattr(module, "key", None)
-        size = getattr(projection, "out_features", heads * head_size)
-        if size != heads * head_size:
-            _refuse(
-                model, f"has keys of {size} numbers in layer {index} and of {heads * head_size} in its config"
-            )
-
+    config = model.config.get_text_config()
+    if shared := getattr(config, "num_kv_shared_layers", None):
+        _refuse(model, f"shares keys and values between layers (num_kv_shared_layers = {shared})")
+    entry, modules = _entry(model)
+    both = bool(getattr(model.config, "is_encoder_decoder", False))
+    if both:
+        stacks, attention = _encoder_and_decoder(model, modules)
+    else:
+        stacks, attention = _one_stack(model, config, modules)
+    takes_positions = all("position_ids" in inspect.signature(stack.forward).parameters for stack in stacks)
+    hybrid = len(attention) < config.num_hidden_layers
+    latent = any(hasattr(module, "kv_lora_rank") for module in attention)
+    alibi = bool(getattr(config, "alibi", False))
+    padding_offset = _padding_offset(stacks[0])
+    window = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
+    if window is not None and padding_offset is not None:
+        window -= padding_offset + 1
     spans = [
         span
         for key in ("sliding_window", "attention_chunk_size", "local_attention")
-        if isinstance(span := getattr(text_config, key, None), int) and span > 0
+        if isinstance(span := getattr(config, key, None), int) and span > 0
     ]
-    padding_offset = _padding_offset(base)
-    window = getattr(text_config, "max_position_embeddings", None)
-    if window is not None and padding_offset is not None:
-        window -= padding_offset + 1
+    causal = bool(getattr(attention[0], "is_causal", entry != "projections"))
     return Anatomy(
-        base=base,
-        attention=tuple(attention),
-        heads=heads,
-        head_size=head_size,
+        stacks=stacks,
+        attention=attention,
+        layers=tuple(_layer_shape(model, module, number) for number, module in enumerate(attention)),
+        entry=entry,
         window=window,
         sliding_window=min(spans, default=None),
-        causal=bool(getattr(attention[0], "is_causal", True)),
+        causal=causal,
         padding_offset=padding_offset,
+        shifts=entry == "cache" or (takes_positions and not both),
+        told_positions=takes_positions and entry != "projections" and not (both or hybrid or alibi),
+        every_layer=not hybrid,
+        plain_cache=causal and entry != "projections" and not (both or hybrid or latent),
     )
+
+
+def _entry(model: PreTrainedModel) -> tuple[Entry, list[nn.Module]]:
+    """Where a prefix enters `model`, and the modules with such a place."""
+    modules: list[nn.Module] = list(model.modules())
+    ways: dict[Entry, Callable[[Callable[..., Any]], bool]] = {
+        "interface": calls_the_interface,
+        "cache": updates_a_cache,
+        "projections": projects_keys_and_positions,
+    }
+    for entry, goes in ways.items():
+        if found := [module for module in modules if goes(type(module).forward)]:
+            return entry, found
+    _refuse(model, "has no attention layer that a prefix can enter")
+
+
+def _one_stack(
+    model: PreTrainedModel, config: Any, modules: list[nn.Module]
+) -> tuple[tuple[PreTrainedModel, ...], tuple[nn.Module, ...]]:
+    attention = sorted(modules, key=lambda module: getattr(module, "layer_idx", None) or 0)
+    kinds = getattr(config, "layer_types", None)
+    expected = config.num_hidden_layers
+    if kinds is not None:
+        expected = sum(kind in _ATTENTION_KINDS for kind in kinds)
+    if groups := getattr(config, "num_hidden_groups", None):
+        # ALBERT: each group of modules stands for several layers in a row
+        inner = len(attention) // groups
+        runs = config.num_hidden_layers / groups
+        attention = [
+            attention[int(layer / runs) * inner + i]
+            for layer in range(config.num_hidden_layers)
+            for i in range(inner)
+        ]
+        expected *= inner
+    if len(attention) != expected:
+        _refuse(
+            model,
+            f"has {expected} attention layers, of which {len(attention)} have their own attention module that a "
+            "prefix can enter",
+        )
+    # The innermost model around all layers: OPTForCausalLM goes past OPTModel, straight to its decoder.
+    stacks = [part for part in model.modules() if isinstance(part, PreTrainedModel) and holds(part, attention)]
+    return (stacks[-1],), tuple(attention)
+
+
+def _encoder_and_decoder(
+    model: Any, modules: list[nn.Module]
+) -> tuple[tuple[PreTrainedModel, ...], tuple[nn.Module, ...]]:
+    encoder, decoder = model.get_encoder(), model.get_decoder()
+    inside = [module for module in modules if holds(encoder, [module])]
+    of_decoder = [module for module in modules if holds(decoder, [module])]
+    # A decoder's layer has its self-attention, then its cross-attention.
+    own, cross = of_decoder[0::2], of_decoder[1::2]
+    if not inside or len(own) != len(cross):
+        _refuse(
+            model,
+            f"has {len(inside)} attention modules in its encoder and {len(of_decoder)} in its decoder that a prefix "
+            "can enter; expected one for each layer of the encoder and two for each of the decoder",
+        )
+    return (encoder, decoder), (*inside, *own, *cross)
+
+
+def _layer_shape(model: PreTrainedModel, module: Any, number: int) -> LayerShape:
+    config = model.config.get_text_config()
+    if hasattr(module, "kv_lora_rank"):  # keys and values as they come out of the latent
+        return LayerShape(module.num_heads, module.qk_head_dim, module.v_head_dim)
+    names = ("head_dim", "attention_head_size", "head_size", "key_value_proj_dim")
+    size = next((getattr(module, name) for name in names if isinstance(getattr(module, name, None), int)), None)
+    size = size or getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    parts = (getattr(module, name, None) for name in ("k_proj", "key", "k", "key_proj", "k_lin"))
+    projection = next((part for part in parts if isinstance(part, nn.Linear)), None)
+    if projection is not None:
+        heads, rest = divmod(projection.out_features, size)
+        if rest:
+            _refuse(
+                model, f"has keys of {projection.out_features} numbers in layer {number}, of heads with {size}"
+            )
+    elif getattr(module, "new_decoder_architecture", False):  # Falcon copies its key/value heads to all heads
+        heads = module.num_heads
+    else:
+        heads = (
+            getattr(module, "num_kv_heads", None)
+            or getattr(config, "num_key_value_heads", None)
+            or config.num_attention_heads
+        )
+    return LayerShape(heads, size, size)
 
 
 @cache
@@ -128,11 +228,30 @@ def calls_the_interface(forward: Callable[..., Any]) -> bool:
 
     Read off its source, as transformers itself decides whether a model's attention can be exchanged.
     """
+    return "ALL_ATTENTION_FUNCTIONS.get_interface(" in _source(forward)
+
+
+@cache
+def updates_a_cache(forward: Callable[..., Any]) -> bool:
+    """Whether a module class's `forward` hands its keys and values to the cache it is given, and goes on with those.
+
+    A module with states of another kind updates a cache too, but not with keys and values.
+    """
+    return re.search(r"key\w*, value\w* = (layer_past|past_key_values)\.update\(key", _source(forward)) is not None
+
+
+@cache
+def projects_keys_and_positions(forward: Callable[..., Any]) -> bool:
+    """Whether a module class's `forward` is that of DeBERTa-v2's disentangled attention."""
+    source = _source(forward)
+    return "self.key_proj(hidden_states)" in source and "disentangled_attention_bias(" in source
+
+
+def _source(forward: Callable[..., Any]) -> str:
     try:
-        source = inspect.getsource(forward)
+        return inspect.getsource(forward)
     except OSError:  # defined where no source is, as in an interactive session: not one of transformers'
-        return False
-    return "ALL_ATTENTION_FUNCTIONS.get_interface(" in source
+        return ""
 
 
 def holds(module: nn.Module, parts: Sequence[nn.Module]) -> bool:
@@ -142,6 +261,8 @@ def holds(module: nn.Module, parts: Sequence[nn.Module]) -> bool:
 
 def check_window(found: Anatomy, length: int, tokens: int) -> None:
     """Raise PrefixError where a prefix of `length` and `tokens` tokens need more positions than there are."""
+    if not found.shifts:
+        length = 0
     if found.window is not None and length + tokens > found.window:
         raise PrefixError(
             f"prefix of {length} + input of {tokens} tokens = {length + tokens} positions; "
@@ -149,10 +270,20 @@ def check_window(found: Anatomy, length: int, tokens: int) -> None:
         )
 
 
-def _padding_offset(base: PreTrainedModel) -> int | None:
-    embeddings: Any = getattr(base, "embeddings", None)
+def check_length(found: Anatomy, length: int) -> None:
+    """Raise PrefixError where no token fits behind a prefix of `length`, or it is longer than a sliding window."""
+    check_window(found, length, 1)
+    if found.sliding_window is not None and length > found.sliding_window:
+        raise PrefixError(
+            f"prefix of {length} positions; the base model's layers see {found.sliding_window} tokens (its sliding "
+            "window); shorten the prefix"
+        )
+
+
+def _padding_offset(stack: PreTrainedModel) -> int | None:
+    embeddings: Any = getattr(stack, "embeddings", None)
     maker = "create_position_ids_from_input_ids"  # a method in RoBERTa, a function of the file in ESM
-    if hasattr(embeddings, maker) or hasattr(sys.modules[type(base).__module__], maker):
+    if hasattr(embeddings, maker) or hasattr(sys.modules[type(stack).__module__], maker):
         return int(embeddings.padding_idx)
     return None
 

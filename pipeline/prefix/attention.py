@@ -1,15 +1,16 @@
-"""A prefix on a model: attached for training and scoring, or in the key/value cache for generation.
+"""A prefix on a model: attached for training and scoring.
 
-See `pipeline.prefix.interface` for how it gets there. Two models may run in two threads, even with one config;
-one attached model belongs to one thread at a time while it is trained.
+See `pipeline.prefix.entries` for how it gets there, and `pipeline.prefix.generation` for continuing a text behind one.
+Two models may run in two threads, even with one config; one attached model belongs to one thread at a time while it
+is trained.
 
-Shape legend: B rows, N tokens, L layers, H key/value heads, P prefix positions, D numbers per head.
+Shape legend: B rows, N tokens, H key/value heads, P prefix positions, Dk and Dv numbers per key and value.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -18,11 +19,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pipeline.errors import PrefixError
-from pipeline.prefix.architecture import anatomy, check_window
-from pipeline.prefix.interface import PREFIX_ATTENTION, switch
+from pipeline.prefix.architecture import anatomy, check_length, check_window
+from pipeline.prefix.entries import Entry, enter, leave
 from pipeline.prefix.tuning import Prefix, PrefixShape
-
-__all__ = ["PREFIX_ATTENTION", "Attachment", "attach", "generate", "per_layer"]
 
 
 class Attachment:
@@ -30,23 +29,30 @@ class Attachment:
 
     def __init__(self, model: PreTrainedModel, prefix: Prefix) -> None:
         found = anatomy(model)
-        shape = PrefixShape(len(found.attention), found.heads, found.head_size)
+        shape = PrefixShape(found.layers)
         if prefix.shape != shape:
             raise PrefixError(f"the prefix is for {prefix.shape}; {type(model).__name__} needs {shape}")
-        check_window(found, prefix.length, 1)
+        check_length(found, prefix.length)
         self.model = model
         self.prefix = prefix
         self._anatomy = found
-        self._layers: tuple[torch.Tensor, ...] = ()
-        self._parameters = inspect.signature(found.base.forward).parameters
-        self._undo = switch(model, found, self, prefix.length)
-        self._hook = found.base.register_forward_pre_hook(self._before_forward, with_kwargs=True)
+        self._layers: tuple[tuple[torch.Tensor, torch.Tensor], ...] = ()
+        self._entry: Entry | None = enter(model, found, self, prefix.length)
+        self._hooks = [
+            stack.register_forward_pre_hook(
+                partial(self._before_forward, list(inspect.signature(stack.forward).parameters)), with_kwargs=True
+            )
+            for stack in found.stacks
+        ]
 
     def detach(self) -> None:
         """Take the prefix off; the model is again as it was. Doing it twice does nothing more."""
-        self._hook.remove()
-        self._undo()
-        self._undo = _nothing
+        if self._entry is None:
+            return
+        for hook in self._hooks:
+            hook.remove()
+        leave(self._anatomy, self._entry)
+        self._entry = None
         self._layers = ()
 
     def __enter__(self) -> Attachment:
@@ -57,29 +63,34 @@ class Attachment:
     ) -> None:
         self.detach()
 
-    def seen(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """This pass's prefix for `layer`, each [P, H, D]."""
-        shape = self.prefix.shape
+    def seen(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Check that the keys and values of `layer` are of the prefix's shape."""
+        shape = self.prefix.shape.layers[layer]
+        if (key.shape[1], key.shape[3], value.shape[3]) != (shape.heads, shape.key_size, shape.value_size):
+            raise PrefixError(
+                f"layer {layer}: got keys of {key.shape[1]} × {key.shape[3]} and values of {value.shape[1]} × "
+                f"{value.shape[3]} (heads × size); expected {shape.heads} × {shape.key_size} and "
+                f"{shape.heads} × {shape.value_size}"
+            )
+
+    def given(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """This pass's prefix for `layer`: keys [P, H, Dk] and values [P, H, Dv]."""
         if not self._layers:
             raise PrefixError(
                 f"layer {layer} was called on its own; call {type(self._anatomy.base).__name__} or a model around it"
             )
-        if (
-            key.shape[1] != shape.heads
-            or key.shape[3] != shape.head_size
-            or value.shape[3] != shape.head_size
-        ):
-            raise PrefixError(
-                f"layer {layer}: got keys of {key.shape[1]} × {key.shape[3]} and values of {value.shape[1]} × "
-                f"{value.shape[3]} (heads × size); expected {shape.heads} × {shape.head_size} for both"
-            )
-        return self._layers[2 * layer], self._layers[2 * layer + 1]
+        trains = torch.is_grad_enabled() and any(p.requires_grad for p in self.prefix.parameters())
+        if trains and not self._layers[layer][0].requires_grad:
+            # Gradient checkpointing computes a layer again, perhaps after a pass that wanted no gradients.
+            self._layers = layers_of(self.prefix, self.model)
+        return self._layers[layer]
 
     def _before_forward(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, parameters: list[str], stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Make this pass's prefix and place the tokens behind it."""
-        kwargs = {**dict(zip(self._parameters, args, strict=False)), **kwargs}
+        assert self._entry is not None
+        kwargs = {**dict(zip(parameters, args, strict=False)), **kwargs}
         self._refuse_reentrant_checkpointing()
         tokens = kwargs.get("input_ids")
         embedded = kwargs.get("inputs_embeds")
@@ -87,15 +98,17 @@ class Attachment:
         if like is None:
             return (), kwargs  # the model itself says what is missing
         cache = kwargs.get("past_key_values")
+        if cache is None and "use_cache" in parameters and kwargs.get("use_cache") is None:
+            kwargs["use_cache"] = False  # a cache nobody asked for copies every key and value
         past = 0 if cache is None else int(cache.get_seq_length())
         given = kwargs.get("position_ids")
         # Where the caller says so, tokens that lie in one row do not all stand behind one another.
         span = past + like.shape[1] if given is None else int(given.max()) + 1
         check_window(self._anatomy, self.prefix.length, span)
-        kwargs["position_ids"] = self._positions(like, tokens, past, kwargs)
-        if cache is None and "use_cache" in self._parameters and kwargs.get("use_cache") is None:
-            kwargs["use_cache"] = False  # a cache nobody asked for copies every key and value
-        self._layers = per_layer(self.prefix.key_values(), module)
+        if self._anatomy.shifts and "position_ids" in parameters:
+            kwargs["position_ids"] = self._positions(like, tokens, past, kwargs)
+        self._entry.begin(kwargs)
+        self._layers = layers_of(self.prefix, self.model)
         return (), kwargs
 
     def _positions(
@@ -117,7 +130,7 @@ class Attachment:
         return torch.arange(start, start + like.shape[1], device=like.device)[None]
 
     def _refuse_reentrant_checkpointing(self) -> None:
-        for module in self._anatomy.base.modules():
+        for module in self.model.modules():
             function = module.__dict__.get("_gradient_checkpointing_func")
             if function is not None and getattr(function, "keywords", {}).get("use_reentrant"):
                 raise PrefixError(
@@ -142,98 +155,8 @@ def attach(model: PreTrainedModel, prefix: Prefix) -> Attachment:
     return Attachment(model, prefix)
 
 
-@torch.no_grad()
-def generate(
-    model: PreTrainedModel,
-    prefix: Prefix | None,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    *,
-    max_new_tokens: int,
-    eos_token_id: int | Sequence[int],
-    pad_token_id: int,
-    beams: int = 1,
-) -> torch.Tensor:
-    """The most likely continuation by greedy or beam search, with `prefix` once in the key/value cache.
-
-    Args:
-        model: a causal language model without an attachment, in eval mode.
-        prefix: what to put in front; None generates with the base alone.
-        input_ids: prompts, padded on the left, [B, N].
-        attention_mask: 1 for real tokens, [B, N].
-        max_new_tokens: when to stop at the latest.
-        eos_token_id: when to stop (each of them, where there are several).
-        pad_token_id: what fills rows that stopped sooner.
-        beams: width of the search; 1 is greedy.
-
-    Returns:
-        The new tokens only, [B, up to max_new_tokens].
-
-    Raises:
-        PrefixError: not a causal language model, padding on the right, or P + N + max_new_tokens longer than
-            the window.
-    """
-    from transformers import DynamicCache, GenerationConfig
-
-    found = anatomy(model)
-    if not found.causal or not hasattr(model, "generate"):
-        raise PrefixError(
-            f"{type(model).__name__} does not generate; load the base as a causal language model"
-        )
-    if attention_mask.shape != input_ids.shape or not bool(attention_mask[:, -1].all()):
-        raise PrefixError(
-            f"generation: got a mask of shape {list(attention_mask.shape)} for prompts of shape "
-            f"{list(input_ids.shape)}; expected both alike, with the padding on the left"
-        )
-    length = 0 if prefix is None else prefix.length
-    span = length + input_ids.shape[1] + max_new_tokens
-    check_window(found, length, span - length)
-    settings = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        num_beams=beams,
-        do_sample=False,
-        eos_token_id=eos_token_id,
-        pad_token_id=pad_token_id,
-    )
-    if prefix is None:
-        return _continue(model, settings, input_ids, attention_mask)
-    attachment = attach(model, prefix)
-    if found.sliding_window is not None and span > found.sliding_window:
-        # a cache would let the prefix slide out of sight, which it never does in training
-        with attachment:
-            return _continue(model, settings, input_ids, attention_mask)
-    attachment.detach()
-    rows = len(input_ids) * beams
-    layers = per_layer(prefix.key_values(), model)
-    cache = DynamicCache()
-    for layer in range(len(layers) // 2):
-        key, value = (part.transpose(0, 1).expand(rows, -1, -1, -1) for part in layers[2 * layer :][:2])
-        cache.update(key, value, layer)
-    front = input_ids.new_full((len(input_ids), length), pad_token_id)  # stands for what the cache holds
-    return _continue(
-        model,
-        settings,
-        torch.cat([front, input_ids], dim=1),
-        torch.cat([torch.ones_like(front), attention_mask], dim=1),
-        past_key_values=cache,
-    )
-
-
-def _continue(
-    model: Any, settings: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, **cache: Any
-) -> torch.Tensor:
-    sequences: torch.Tensor = model.generate(
-        input_ids=input_ids, attention_mask=attention_mask, generation_config=settings, **cache
-    )
-    return sequences[:, input_ids.shape[1] :]
-
-
-def per_layer(key_values: torch.Tensor, model: PreTrainedModel) -> tuple[torch.Tensor, ...]:
-    """[L, 2, H, P, D] → 2·L tensors [P, H, D], keys and values by turns, in the model's dtype and device."""
+def layers_of(prefix: Prefix, model: PreTrainedModel) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
+    """For each layer the prefix's keys [P, H, Dk] and values [P, H, Dv], in the model's dtype and on its device."""
     weight = next(model.parameters())
-    rows = key_values.to(device=weight.device, dtype=weight.dtype)
-    return rows.transpose(2, 3).flatten(0, 1).unbind(0)
-
-
-def _nothing() -> None:
-    pass
+    rows = prefix.key_values().to(device=weight.device, dtype=weight.dtype)
+    return prefix.shape.per_layer(rows)

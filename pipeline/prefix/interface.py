@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,6 +24,7 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 
 from pipeline.errors import PrefixError
 from pipeline.prefix.architecture import Anatomy
+from pipeline.prefix.source import Source, in_front
 
 PREFIX_ATTENTION = "prefixline"
 """The name under which the attention and the mask function are registered with transformers."""
@@ -34,55 +35,63 @@ _MASK = "_prefixline_mask"
 AttentionFunction = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
 
 
-class Source(Protocol):
-    """What a slot asks for its layer's keys and values."""
-
-    def seen(
-        self, layer: int, key: torch.Tensor, value: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """The prefix of `layer`, each [P, H, D], or None; `key` and `value` [B, H, N, D] are the layer's own."""
-
-
 class _Slot:
     """A module's place in an attachment. Not an nn.Module: it must not join the model's parameters."""
 
-    def __init__(self, source: Source, layer: int, attention: AttentionFunction) -> None:
+    def __init__(self, source: Source, attention: AttentionFunction) -> None:
         self.source = source
-        self.layer = layer
         self.attention = attention
+        self.layers: list[int] = []
+        """Which layers the module is, in the order of their turns: more than one where layers share it."""
+        self.turn = 0
+
+    def next_layer(self) -> int:
+        layer = self.layers[self.turn]
+        self.turn = (self.turn + 1) % len(self.layers)
+        return layer
 
 
-def switch(model: PreTrainedModel, found: Anatomy, source: Source, length: int) -> Callable[[], None]:
-    """Give every attention module its slot and every module a private config; returns what undoes it."""
-    if any(_SLOT in module.__dict__ for module in found.attention):
-        raise PrefixError(f"{type(model).__name__} already has a prefix attached; detach it first")
-    implementation = attention_implementation(found.base)
-    if implementation not in ("sdpa", "eager"):
-        raise PrefixError(
-            f"attention implementation: got {implementation!r}; expected 'sdpa' or 'eager'; "
-            'load the model with attn_implementation="sdpa"'
-        )
-    slots = [
-        _Slot(source, layer, sdpa_attention_forward if implementation == "sdpa" else _eager_of(module))
-        for layer, module in enumerate(found.attention)
-    ]
-    originals = {module: module.config for module in model.modules() if "config" in module.__dict__}
-    copies: dict[int, Any] = {}  # one memo for all, so that configs shared within the model stay shared
-    for module, config in originals.items():
-        private = copy.deepcopy(config, copies)
-        private._attn_implementation_internal = PREFIX_ATTENTION
-        setattr(private, _MASK, (implementation, length))
-        module.__dict__["config"] = private
-    for module, slot in zip(found.attention, slots, strict=True):
-        module.__dict__[_SLOT] = slot
+class InterfaceEntry:
+    """The entry into one model: every attention module has its slot, and every module a private config.
 
-    def undo() -> None:
-        for module in found.attention:
+    Raises:
+        PrefixError: the model's attention is neither sdpa nor eager.
+    """
+
+    def __init__(self, model: PreTrainedModel, found: Anatomy, source: Source, length: int) -> None:
+        implementation = attention_implementation(found.base)
+        if implementation not in ("sdpa", "eager"):
+            raise PrefixError(
+                f"attention implementation: got {implementation!r}; expected 'sdpa' or 'eager'; "
+                'load the model with attn_implementation="sdpa"'
+            )
+        self._slots: dict[nn.Module, _Slot] = {}
+        for layer, module in enumerate(found.attention):
+            if module not in self._slots:
+                attention = sdpa_attention_forward if implementation == "sdpa" else _eager_of(module)
+                self._slots[module] = _Slot(source, attention)
+            self._slots[module].layers.append(layer)
+        self._configs = {module: module.config for module in model.modules() if "config" in module.__dict__}
+        copies: dict[int, Any] = {}  # one memo for all, so that configs shared within the model stay shared
+        for module, config in self._configs.items():
+            private = copy.deepcopy(config, copies)
+            private._attn_implementation_internal = PREFIX_ATTENTION
+            setattr(private, _MASK, (implementation, length))
+            module.__dict__["config"] = private
+        for module, slot in self._slots.items():
+            module.__dict__[_SLOT] = slot
+
+    def begin(self, kwargs: dict[str, Any]) -> None:
+        """A pass begins: modules that several layers share are the first of them again."""
+        for slot in self._slots.values():
+            slot.turn = 0
+
+    def undo(self) -> None:
+        """Leave the model as it was."""
+        for module in self._slots:
             del module.__dict__[_SLOT]
-        for module, config in originals.items():
+        for module, config in self._configs.items():
             module.__dict__["config"] = config
-
-    return undo
 
 
 def attention_implementation(model: PreTrainedModel) -> str:
@@ -107,10 +116,14 @@ def _attention(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The registered attention function: query [B, heads, N, D], key and value [B, H, N', D]."""
     slot: _Slot = module.__dict__[_SLOT]
-    seen = slot.source.seen(slot.layer, key, value)
-    if seen is None:
+    layer = slot.next_layer()
+    slot.source.seen(layer, key, value)
+    prefix = slot.source.given(layer)
+    if prefix is None:
         return slot.attention(module, query, key, value, attention_mask, **kwargs)
-    length, tokens = len(seen[0]), key.shape[2]
+    length, tokens = len(prefix[0]), key.shape[2]
+    if kwargs.get("position_bias") is not None:  # T5's, which tells distances: the prefix has none
+        kwargs["position_bias"] = nn.functional.pad(kwargs["position_bias"], (length, 0))
     if attention_mask is None:
         causal = kwargs.get("is_causal")
         if causal is None:
@@ -120,19 +133,10 @@ def _attention(
             visible = torch.ones(query.shape[2], length + tokens, dtype=torch.bool, device=query.device)
             attention_mask = visible.tril_(length + tokens - query.shape[2])[None, None]
     elif attention_mask.shape[-1] == tokens:  # made by the caller, or by the model itself
-        attention_mask = _widen(attention_mask, length)
+        attention_mask = widen(attention_mask, length)
     return slot.attention(
-        module, query, _in_front(seen[0], key), _in_front(seen[1], value), attention_mask, **kwargs
+        module, query, in_front(prefix[0], key), in_front(prefix[1], value), attention_mask, **kwargs
     )
-
-
-def _in_front(prefix: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """[P, H, D] before [B, H, N, D] → [B, H, P + N, D].
-
-    Joined as [B, P + N, H, D]: that is how the projections left the tokens in memory, so each row is one copy.
-    """
-    rows = tokens.transpose(1, 2)
-    return torch.cat([prefix.expand(len(rows), -1, -1, -1), rows], dim=1).transpose(1, 2)
 
 
 def _mask(*, config: Any, **kwargs: Any) -> torch.Tensor | None:
@@ -142,10 +146,10 @@ def _mask(*, config: Any, **kwargs: Any) -> torch.Tensor | None:
         # the shortcut knows no prefix, nor the empty places of a cache behind one
         kwargs["allow_is_causal_skip"] = False
     mask = (sdpa_mask if implementation == "sdpa" else eager_mask)(config=config, **kwargs)
-    return None if mask is None else _widen(mask, length)
+    return None if mask is None else widen(mask, length)
 
 
-def _widen(mask: torch.Tensor, length: int) -> torch.Tensor:
+def widen(mask: torch.Tensor, length: int) -> torch.Tensor:
     """P columns in front of a mask [B or 1, 1, N, N']: True where masks are boolean, 0 where they are added."""
     return nn.functional.pad(mask, (length, 0), value=True if mask.dtype == torch.bool else 0.0)
 

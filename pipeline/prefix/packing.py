@@ -78,7 +78,7 @@ def packs(found: Anatomy, longest: int) -> bool:
     not do for all layers.
     """
     fits = found.sliding_window is None or longest <= found.sliding_window
-    return found.causal and found.padding_offset is None and fits
+    return found.causal and found.told_positions and found.padding_offset is None and fits
 
 
 def share(source: Tokens, references: Sequence[Tokens], width: int) -> list[Tree]:

@@ -7,22 +7,23 @@ from transformers import PreTrainedModel
 
 from pipeline.errors import PrefixError
 from pipeline.prefix.architecture import anatomy, check_window
-from pipeline.prefix.interface import switch
+from pipeline.prefix.entries import enter, leave
 
 
 def text_key_values(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor:
     """The base model's own keys and values on a text: what to start a prefix from.
 
     For a decoder this is exact: with it the model answers x as it would [text + x]. Rotary keys are as the
-    key/value cache holds them, at positions 0 to P − 1. An encoder's tokens would also have seen x, so there
-    it is only a good place to start.
+    key/value cache holds them, at positions 0 to P − 1. An encoder's tokens would also have seen x, and the layers of a
+    hybrid that are no attention would have read the text, so there it is only a good place to start. An
+    encoder-decoder reads the text in its encoder and in its decoder.
 
     Args:
         model: the frozen base.
         input_ids: the text's tokens, [P].
 
     Returns:
-        [L, 2, H, P, D] in the model's dtype, without a graph.
+        [P, S] in the model's dtype, without a graph (see `pipeline.prefix.tuning`).
 
     Raises:
         PrefixError: `model` cannot carry a prefix, or the text is empty or longer than its window.
@@ -33,23 +34,33 @@ def text_key_values(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Te
         )
     found = anatomy(model)
     check_window(found, 0, len(input_ids))
-    recorder = _Recorder(len(found.attention))
-    undo = switch(model, found, recorder, 0)
+    recorder = _Recorder()
+    entry = enter(model, found, recorder, 0)
     training = model.training
+    rows = input_ids[None].to(next(model.parameters()).device)
     try:
         model.eval()
         with torch.no_grad():
-            device = next(model.parameters()).device
-            found.base(input_ids=input_ids[None].to(device))
+            states = None
+            for stack in found.stacks:
+                inputs = {"input_ids": rows}
+                if states is not None:
+                    inputs["encoder_hidden_states"] = states
+                entry.begin(inputs)
+                states = stack(**inputs).last_hidden_state
     finally:
         model.train(training)
-        undo()
-    return torch.stack([layer for layer in recorder.layers if layer is not None])
+        leave(found, entry)
+    return torch.cat([recorder.layers[layer] for layer in range(len(found.layers))], dim=1)
 
 
 class _Recorder:
-    def __init__(self, layers: int) -> None:
-        self.layers: list[torch.Tensor | None] = [None] * layers
+    def __init__(self) -> None:
+        self.layers: dict[int, torch.Tensor] = {}
+
+    def given(self, layer: int) -> None:
+        return None
 
     def seen(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
-        self.layers[layer] = torch.stack([key[0], value[0]]).detach().clone()
+        parts = [part[0].transpose(0, 1).flatten(1) for part in (key, value)]  # each [P, H·D]
+        self.layers[layer] = torch.cat(parts, dim=1).detach().clone()

@@ -2,7 +2,11 @@
 
 Li & Liang, "Prefix-Tuning: Optimizing Continuous Prompts for Generation", 2021, https://arxiv.org/abs/2101.00190.
 
-Shape legend: L layers, H key/value heads, P prefix positions, D numbers per head.
+A prefix is kept as PEFT stores one: a row of numbers for each position, and in it, layer after layer, the keys of
+all heads and then their values.
+
+Shape legend: L layers, H key/value heads, P prefix positions, Dk and Dv numbers per key and value, S = Σ H·(Dk + Dv)
+over the layers.
 """
 
 from __future__ import annotations
@@ -15,16 +19,19 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pipeline.errors import PrefixError
-from pipeline.prefix.architecture import anatomy
+from pipeline.prefix.architecture import LayerShape, anatomy
 
 
 @dataclass(frozen=True)
 class PrefixShape:
-    """What a prefix has to fit: the base's `layers`, key/value `heads` and `head_size`."""
+    """What a prefix has to fit: the shape of each of the base's attention layers."""
 
-    layers: int
-    heads: int
-    head_size: int
+    layers: tuple[LayerShape, ...]
+
+    @classmethod
+    def uniform(cls, layers: int, heads: int, head_size: int) -> PrefixShape:
+        """`layers` alike, each of `heads` with keys and values of `head_size`."""
+        return cls((LayerShape(heads, head_size, head_size),) * layers)
 
     @classmethod
     def of_model(cls, model: PreTrainedModel) -> PrefixShape:
@@ -33,25 +40,58 @@ class PrefixShape:
         Raises:
             PrefixError: `model` cannot carry a prefix (see `pipeline.prefix.architecture`).
         """
-        found = anatomy(model)
-        return cls(layers=len(found.attention), heads=found.heads, head_size=found.head_size)
+        return cls(anatomy(model).layers)
+
+    def __str__(self) -> str:
+        return ", then ".join(
+            f"{count} layer{'s' if count > 1 else ''} of {layer.heads} heads of {_sizes(layer)}"
+            for layer, count in self._runs()
+        )
+
+    @property
+    def size(self) -> int:
+        """Numbers in one position: S."""
+        return sum(layer.size for layer in self.layers)
 
     @property
     def token_size(self) -> int:
-        """Numbers in the key (or the value) of one position in one layer: H × D."""
-        return self.heads * self.head_size
+        """Numbers in the keys of one position in the first layer: H·Dk, the width of a projection's input."""
+        return self.layers[0].heads * self.layers[0].key_size
 
-    def key_values(self, length: int) -> tuple[int, int, int, int, int]:
-        """[L, 2, H, P, D]; index 0 of the second dimension holds the keys, 1 the values."""
-        return (self.layers, 2, self.heads, length, self.head_size)
+    def per_layer(self, rows: torch.Tensor) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
+        """[…, P, S] → for each layer its keys […, P, H, Dk] and values […, P, H, Dv], as views."""
+        widths = [
+            layer.heads * size for layer in self.layers for size in (layer.key_size, layer.value_size)
+        ]
+        parts = iter(rows.split(widths, dim=-1))
+        return tuple(
+            (keys.unflatten(-1, (layer.heads, -1)), values.unflatten(-1, (layer.heads, -1)))
+            for layer, keys, values in zip(self.layers, parts, parts, strict=True)
+        )
+
+    def _runs(self) -> list[tuple[LayerShape, int]]:
+        """The layers, alike ones in a row counted."""
+        runs: list[tuple[LayerShape, int]] = []
+        for layer in self.layers:
+            if runs and runs[-1][0] == layer:
+                runs[-1] = (layer, runs[-1][1] + 1)
+            else:
+                runs.append((layer, 1))
+        return runs
+
+
+def _sizes(layer: LayerShape) -> str:
+    if layer.key_size == layer.value_size:
+        return str(layer.key_size)
+    return f"{layer.key_size} (keys) and {layer.value_size} (values)"
 
 
 class Prefix(nn.Module):
     """P keys and P values for every attention layer.
 
-    Without a projection the vectors are the parameters (`vectors`, [L, 2, H, P, D]). With one they come out of
-    an MLP (equation 3 of the paper, in the shape of PEFT's PrefixEncoder): `embedding` [P, H·D] → Linear →
-    Tanh → Linear [P, L·2·H·D]. They start at zero; call `init_random` or `init_from`.
+    Without a projection the vectors are the parameters (`vectors`, [P, S]). With one they come out of an MLP
+    (equation 3 of the paper, in the shape of PEFT's PrefixEncoder): `embedding` [P, H·Dk] → Linear → Tanh →
+    Linear [P, S]. They start at zero; call `init_random` or `init_from`.
 
     Args:
         shape: what it has to fit.
@@ -67,19 +107,20 @@ class Prefix(nn.Module):
         self.length = length
         self.projection = projection
         if projection is None:
-            self.vectors = nn.Parameter(torch.zeros(shape.key_values(length)))
+            self.vectors = nn.Parameter(torch.zeros(length, shape.size))
         else:
             self.embedding = nn.Embedding(length, shape.token_size)
             self.widen = nn.Linear(shape.token_size, projection)
-            self.spread = nn.Linear(projection, shape.layers * 2 * shape.token_size)
+            self.spread = nn.Linear(projection, shape.size)
             nn.init.zeros_(self.spread.weight)
             nn.init.zeros_(self.spread.bias)
 
     def key_values(self) -> torch.Tensor:
-        """The prefix as the model sees it, [L, 2, H, P, D]; gradients reach the parameters."""
+        """The prefix's numbers, [P, S] (see `PrefixShape.per_layer`); gradients reach the parameters."""
         if self.projection is None:
             return self.vectors
-        return unflatten(self.spread(self._hidden()), self.shape)
+        rows: torch.Tensor = self.spread(self._hidden())
+        return rows
 
     @torch.no_grad()
     def init_random(self, scale: float, generator: torch.Generator) -> None:
@@ -99,14 +140,14 @@ class Prefix(nn.Module):
 
     @torch.no_grad()
     def init_from(self, key_values: torch.Tensor) -> None:
-        """Start exactly from `key_values` [L, 2, H, P, D].
+        """Start exactly from `key_values` [P, S].
 
         With a projection the MLP's first half is drawn (seed 0) and its last layer solved for in float64.
 
         Raises:
             PrefixError: another shape, non-finite numbers, or a projection too narrow to yield the vectors.
         """
-        expected = self.shape.key_values(self.length)
+        expected = (self.length, self.shape.size)
         if tuple(key_values.shape) != expected:
             raise PrefixError(
                 f"prefix vectors: got shape {list(key_values.shape)}; expected {list(expected)}"
@@ -122,7 +163,7 @@ class Prefix(nn.Module):
                 f"make it at least {self.length} wide, start from random vectors, or train without a projection"
             )
         self._draw_hidden(torch.Generator().manual_seed(0))
-        target = flatten(key_values).double()  # [P, L·2·H·D]
+        target = key_values.double()
         centre = target.mean(dim=0)
         hidden = self._hidden().double()  # [P, projection]
         last = self.spread
@@ -150,12 +191,3 @@ class Prefix(nn.Module):
         nn.init.uniform_(first.weight, -bound, bound, generator=generator)
         nn.init.uniform_(first.bias, -bound, bound, generator=generator)
 
-
-def flatten(key_values: torch.Tensor) -> torch.Tensor:
-    """[L, 2, H, P, D] → [P, L·2·H·D], the order in which PEFT stores a prefix."""
-    return key_values.permute(3, 0, 1, 2, 4).reshape(key_values.shape[3], -1)
-
-
-def unflatten(rows: torch.Tensor, shape: PrefixShape) -> torch.Tensor:
-    """[P, L·2·H·D] → [L, 2, H, P, D]; the inverse of `flatten`."""
-    return rows.view(len(rows), shape.layers, 2, shape.heads, shape.head_size).permute(1, 2, 3, 0, 4)

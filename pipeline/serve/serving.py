@@ -110,7 +110,7 @@ class Predictor:
     def _generate(self, sources: Sequence[str]) -> list[str]:
         import torch
 
-        from pipeline.prefix.attention import generate
+        from pipeline.prefix.generation import generate
 
         rows = [encoded.input_ids for encoded in self._encoder.sources(sources, [[""]] * len(sources))]
         by_room: defaultdict[int, list[int]] = defaultdict(list)

@@ -24,7 +24,8 @@ from pipeline.files import write_json
 from pipeline.judge.gate import judge
 from pipeline.params import EvaluationParams, GateParams, SplitParams
 from pipeline.prefix.adapter import adapter_digest, install_head, load_adapter
-from pipeline.prefix.attention import attach, generate
+from pipeline.prefix.attention import attach
+from pipeline.prefix.generation import generate
 from tests import evaluation_world, tiny
 from tests.evaluation_world import LABELS, World
 

@@ -9,7 +9,7 @@ import torch
 import transformers
 from peft import PrefixTuningConfig, get_peft_model
 
-from pipeline.prefix.tuning import Prefix, PrefixShape, flatten
+from pipeline.prefix.tuning import Prefix, PrefixShape
 
 SMALL: dict[str, Any] = {
     "vocab_size": 60,
@@ -42,7 +42,7 @@ ENCODERS: dict[str, dict[str, Any]] = {
 }
 BEYOND_PEFT: dict[str, dict[str, Any]] = {  # encoders in which PEFT's prefix tuning fails
     "DistilBert": {"dim": 32, "n_heads": 4, "n_layers": 3, "hidden_dim": 48},
-    "ModernBert": {"local_attention": 8, "global_attn_every_n_layers": 2},
+    "ModernBert": {"local_attention": 16, "global_attn_every_n_layers": 2},
     "NomicBert": {},
     "Esm": {"pad_token_id": 1, "mask_token_id": 2},
 }
@@ -116,6 +116,17 @@ def random_prefix(model: Any, length: int = 5, *, seed: int = 1, scale: float = 
     return prefix
 
 
+def stacked(prefix: Prefix) -> Any:
+    """Layers that are all alike as one array, [L, 2, H, P, D]."""
+    parts = [torch.stack(layer) for layer in prefix.shape.per_layer(prefix.key_values().detach())]
+    return torch.stack(parts).transpose(2, 3).double().numpy()
+
+
+def least(shape: PrefixShape, rows: torch.Tensor) -> float:
+    """Of the largest number in each layer's keys and in its values, the smallest: 0 where one has nothing."""
+    return min(part.abs().max().item() for layer in shape.per_layer(rows) for part in layer)
+
+
 def batch(
     rows: int = 3, tokens: int = 9, *, side: str = "right", pad: int = 0, seed: int = 2
 ) -> dict[str, torch.Tensor]:
@@ -134,5 +145,5 @@ def in_peft(model: Any, prefix: Prefix, task_type: str) -> Any:
     config = PrefixTuningConfig(task_type=task_type, num_virtual_tokens=prefix.length)
     reference = get_peft_model(copy.deepcopy(model), config).eval()
     with torch.no_grad():
-        reference.prompt_encoder.default.embedding.weight.copy_(flatten(prefix.key_values()))
+        reference.prompt_encoder.default.embedding.weight.copy_(prefix.key_values())
     return reference

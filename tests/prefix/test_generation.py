@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from pipeline.errors import PrefixError
-from pipeline.prefix.attention import attach, generate
+from pipeline.prefix.attention import attach
+from pipeline.prefix.generation import generate
 from pipeline.prefix.tuning import Prefix
 from tests.prefix.models import batch, decoder, encoder, random_prefix
 

@@ -29,19 +29,21 @@ def test_text_key_values_are_what_the_cache_holds() -> None:
     model = decoder()
     text = torch.tensor([7, 12, 9])
     cache = model(text[None], use_cache=True).past_key_values
-    expected = torch.stack([torch.stack([layer.keys[0], layer.values[0]]) for layer in cache.layers])
-    assert torch.equal(text_key_values(model, text), expected)
+    found = PrefixShape.of_model(model).per_layer(text_key_values(model, text))
+    for kept, (keys, values) in zip(cache.layers, found, strict=True):
+        assert torch.equal(kept.keys[0], keys.transpose(0, 1))
+        assert torch.equal(kept.values[0], values.transpose(0, 1))
 
 
 def test_text_key_values_of_an_encoder_are_its_own_projections() -> None:
     model = encoder()
     text = torch.tensor([7, 12, 9])
     hidden = model.bert(text[None], output_hidden_states=True).hidden_states
-    got = text_key_values(model.train(), text)
+    got = PrefixShape.of_model(model).per_layer(text_key_values(model.train(), text))
     assert model.training
     for layer, block in enumerate(model.bert.encoder.layer):
-        keys = block.attention.self.key(hidden[layer]).view(3, 4, 8).transpose(0, 1)
-        assert (got[layer, 0] - keys).abs().max() < 1e-6
+        keys = block.attention.self.key(hidden[layer]).view(3, 4, 8)
+        assert (got[layer][0] - keys).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("text", [torch.empty(0, dtype=torch.long), torch.tensor([[1, 2]])])

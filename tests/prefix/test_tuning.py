@@ -8,23 +8,38 @@ from peft import PrefixTuningConfig
 from peft.tuners.prefix_tuning import PrefixEncoder
 
 from pipeline.errors import PrefixError
-from pipeline.prefix.tuning import Prefix, PrefixShape, flatten, unflatten
+from pipeline.prefix.architecture import LayerShape
+from pipeline.prefix.tuning import Prefix, PrefixShape
 
-SHAPE = PrefixShape(layers=3, heads=2, head_size=4)
+SHAPE = PrefixShape.uniform(3, heads=2, head_size=4)
 
 
 def drawn(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_flatten_and_unflatten_are_inverse_and_in_pefts_order() -> None:
-    vectors = torch.randn(SHAPE.key_values(5), generator=drawn())
-    rows = flatten(vectors)
-    assert torch.equal(unflatten(rows, SHAPE), vectors)
-    # PEFT: view(P, L*2, H, D).permute(1, 2, 0, 3), then two entries a layer
-    theirs = rows.view(5, 6, 2, 4).permute(1, 2, 0, 3)
-    assert torch.equal(theirs[2 * 1 + 0], vectors[1, 0])
-    assert torch.equal(theirs[2 * 2 + 1], vectors[2, 1])
+def test_a_row_holds_layer_after_layer_the_keys_and_then_the_values_as_in_peft() -> None:
+    rows = torch.randn((5, SHAPE.size), generator=drawn())
+    # PEFT: view(P, L*2, H, D), then two entries a layer
+    theirs = rows.view(5, 6, 2, 4)
+    layers = SHAPE.per_layer(rows)
+    assert len(layers) == 3
+    for layer, (keys, values) in enumerate(layers):
+        assert torch.equal(keys, theirs[:, 2 * layer])
+        assert torch.equal(values, theirs[:, 2 * layer + 1])
+
+
+def test_layers_may_have_shapes_of_their_own() -> None:
+    shape = PrefixShape((LayerShape(2, 3, 3), LayerShape(4, 6, 5), LayerShape(4, 6, 5)))
+    assert shape.size == 2 * 6 + 2 * (4 * 11)
+    assert str(shape) == "1 layer of 2 heads of 3, then 2 layers of 4 heads of 6 (keys) and 5 (values)"
+    rows = torch.arange(2.0 * shape.size).view(2, -1)
+    sizes = [(tuple(keys.shape), tuple(values.shape)) for keys, values in shape.per_layer(rows)]
+    assert sizes == [((2, 2, 3), (2, 2, 3)), ((2, 4, 6), (2, 4, 5)), ((2, 4, 6), (2, 4, 5))]
+    back = [part.flatten(1) for layer in shape.per_layer(rows) for part in layer]
+    assert torch.equal(torch.cat(back, dim=1), rows)
+    stacked = shape.per_layer(torch.stack([rows, -rows]))
+    assert torch.equal(stacked[2][1][1], -shape.per_layer(rows)[2][1])
 
 
 def test_a_projection_computes_what_pefts_prefix_encoder_computes() -> None:
@@ -44,13 +59,13 @@ def test_a_projection_computes_what_pefts_prefix_encoder_computes() -> None:
     theirs.embedding.load_state_dict(prefix.embedding.state_dict())
     theirs.transform[0].load_state_dict(prefix.widen.state_dict())
     theirs.transform[2].load_state_dict(prefix.spread.state_dict())
-    expected = unflatten(theirs(torch.arange(5)[None])[0], SHAPE)
+    expected = theirs(torch.arange(5)[None])[0]
     assert (prefix.key_values() - expected).abs().max() == 0
 
 
 @pytest.mark.parametrize("projection", [None, 16])
 def test_random_vectors_have_the_scale_and_follow_the_seed(projection: int | None) -> None:
-    shape = PrefixShape(6, 4, 8)
+    shape = PrefixShape.uniform(6, 4, 8)
     first, again, other = (Prefix(shape, 16, projection=projection) for _ in range(3))
     for prefix, seed in ((first, 3), (again, 3), (other, 4)):
         prefix.init_random(0.25, drawn(seed))
@@ -61,7 +76,7 @@ def test_random_vectors_have_the_scale_and_follow_the_seed(projection: int | Non
 
 @pytest.mark.parametrize("projection", [None, 5, 32])
 def test_given_vectors_are_taken_over(projection: int | None) -> None:
-    vectors = torch.randn(SHAPE.key_values(5), generator=drawn())
+    vectors = torch.randn((5, SHAPE.size), generator=drawn())
     prefix = Prefix(SHAPE, 5, projection=projection)
     prefix.init_from(vectors)
     assert (prefix.key_values() - vectors).abs().max() <= (0 if projection is None else 1e-5)
@@ -82,11 +97,11 @@ def test_folding_copies_and_drops_the_projection() -> None:
 
 def test_a_narrow_projection_is_refused_rather_than_fitted_nearly() -> None:
     with pytest.raises(PrefixError, match="width 4 cannot yield 5 given vectors"):
-        Prefix(SHAPE, 5, projection=4).init_from(torch.ones(SHAPE.key_values(5)))
+        Prefix(SHAPE, 5, projection=4).init_from(torch.ones((5, SHAPE.size)))
 
 
 def test_a_projection_that_misses_the_vectors_is_refused() -> None:
-    huge = torch.randn(SHAPE.key_values(5), generator=drawn()) * 1e38
+    huge = torch.randn((5, SHAPE.size), generator=drawn()) * 1e38
     huge[0] *= 1e-30
     prefix = Prefix(SHAPE, 5, projection=5)
     with pytest.raises(PrefixError, match="width 5 misses the given vectors by"):
@@ -95,10 +110,10 @@ def test_a_projection_that_misses_the_vectors_is_refused() -> None:
 
 def test_vectors_of_another_shape_or_non_finite_are_refused() -> None:
     prefix = Prefix(SHAPE, 5)
-    with pytest.raises(PrefixError, match=r"got shape \[3, 2, 2, 6, 4\]; expected \[3, 2, 2, 5, 4\]"):
-        prefix.init_from(torch.zeros(SHAPE.key_values(6)))
+    with pytest.raises(PrefixError, match=r"got shape \[6, 48\]; expected \[5, 48\]"):
+        prefix.init_from(torch.zeros((6, SHAPE.size)))
     with pytest.raises(PrefixError, match="NaN or infinity"):
-        prefix.init_from(torch.full(SHAPE.key_values(5), torch.nan))
+        prefix.init_from(torch.full((5, SHAPE.size), torch.nan))
 
 
 def test_a_prefix_of_no_length_is_refused() -> None:

@@ -16,7 +16,8 @@ from pipeline.base import base_model
 from pipeline.errors import BaseModelError, IntegrityError, PrefixError
 from pipeline.params import BaseModelParams
 from pipeline.prefix.adapter import install_head, load_adapter
-from pipeline.prefix.attention import attach, generate
+from pipeline.prefix.attention import attach
+from pipeline.prefix.generation import generate
 from pipeline.register import versions
 from pipeline.register.registry import start_run
 from pipeline.serve.serving import Predictor

@@ -1,0 +1,106 @@
+"""A prefix in models whose attention hands its keys and values to a cache, but not to the AttentionInterface.
+
+BLOOM, Falcon, MPT and GPT-J go on with what the cache's `update` returns. So every layer is given a cache that puts the
+prefix in front there, and that says it is P longer than the one behind it: masks, positions and ALiBi's distances
+then come out as if P tokens had gone before. It keeps nothing itself, so a layer that gradient checkpointing computes
+a second time is given the same; checkpointing takes caches away from layers, which is why each is handed its own.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Cache, DynamicCache
+
+from pipeline.prefix.architecture import Anatomy
+from pipeline.prefix.interface import widen
+from pipeline.prefix.source import Source, in_front
+
+
+class PrefixedCache:
+    """A cache with a prefix in front.
+
+    Args:
+        source: of the prefix.
+        length: P.
+        behind: where the tokens' keys and values are kept; None keeps none.
+    """
+
+    is_compileable = False
+
+    def __init__(self, source: Source, length: int, behind: Cache | None) -> None:
+        self.behind = behind
+        self._source = source
+        self._length = length
+        self._sizes = DynamicCache() if behind is None else behind
+
+    def update(
+        self, key: torch.Tensor, value: torch.Tensor, layer: int, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The layer's keys and values [B, H, N, D], with those kept so far and the prefix in front of them."""
+        self._source.seen(layer, key, value)
+        if self.behind is not None:
+            key, value = self.behind.update(key, value, layer)
+        prefix = self._source.given(layer)
+        if prefix is None:
+            return key, value
+        return in_front(prefix[0], key), in_front(prefix[1], value)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Positions so far, the prefix's among them."""
+        return self._length + int(self._sizes.get_seq_length(layer_idx))
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        """The position of the next token."""
+        return self.get_seq_length(layer_idx)
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """How many keys `query_length` more tokens will see at most, and the position of the first."""
+        length, offset = self._sizes.get_mask_sizes(query_length, layer_idx)
+        return self._length + length, offset
+
+
+class CacheEntry:
+    """The entry into one model: hooks that hand every layer the cache of the pass."""
+
+    def __init__(self, found: Anatomy, source: Source, length: int) -> None:
+        self._source, self._length = source, length
+        self._cache = PrefixedCache(source, length, None)
+        self._handles = [
+            module.register_forward_pre_hook(self._hand_over(module), with_kwargs=True)
+            for module in found.attention
+        ]
+
+    def undo(self) -> None:
+        """Leave the model as it was."""
+        for handle in self._handles:
+            handle.remove()
+
+    def begin(self, kwargs: dict[str, Any]) -> None:
+        """A pass begins: change the stack's arguments for it."""
+        cache = kwargs.get("past_key_values")
+        if isinstance(cache, PrefixedCache):  # as the last pass returned it
+            cache = cache.behind
+        if cache is None and kwargs.get("use_cache"):
+            cache = DynamicCache()
+        self._cache = PrefixedCache(self._source, self._length, cache)
+        kwargs["past_key_values"] = self._cache
+        mask = kwargs.get("attention_mask")
+        if mask is not None:
+            kwargs["attention_mask"] = (
+                nn.functional.pad(mask, (self._length, 0), value=1) if mask.dim() == 2 else widen(mask, self._length)
+            )
+
+    def _hand_over(
+        self, module: nn.Module
+    ) -> Callable[[nn.Module, Any, dict[str, Any]], tuple[Any, dict[str, Any]]]:
+        name = next(
+            name
+            for name in ("layer_past", "past_key_values")
+            if name in inspect.signature(type(module).forward).parameters
+        )
+        return lambda _, args, kwargs: (args, {**kwargs, name: self._cache})

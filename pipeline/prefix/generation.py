@@ -1,0 +1,106 @@
+"""Continuing texts behind a prefix.
+
+Shape legend: B rows, N tokens, P prefix positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel
+
+from pipeline.errors import PrefixError
+from pipeline.prefix.architecture import anatomy, check_window
+from pipeline.prefix.attention import attach, layers_of
+from pipeline.prefix.tuning import Prefix
+
+
+@torch.no_grad()
+def generate(
+    model: PreTrainedModel,
+    prefix: Prefix | None,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    *,
+    max_new_tokens: int,
+    eos_token_id: int | Sequence[int],
+    pad_token_id: int,
+    beams: int = 1,
+) -> torch.Tensor:
+    """The most likely continuation by greedy or beam search; for an encoder-decoder, the most likely answer.
+
+    The prefix is put into the key/value cache once where the cache takes it (`Anatomy.plain_cache`), and in front of
+    what the cache holds at every step where it does not.
+
+    Args:
+        model: a causal language model or an encoder-decoder without an attachment, in eval mode.
+        prefix: what to put in front; None generates with the base alone.
+        input_ids: prompts, padded on the left (for an encoder-decoder on either side), [B, N].
+        attention_mask: 1 for real tokens, [B, N].
+        max_new_tokens: when to stop at the latest.
+        eos_token_id: when to stop (each of them, where there are several).
+        pad_token_id: what fills rows that stopped sooner.
+        beams: width of the search; 1 is greedy.
+
+    Returns:
+        The new tokens only, [B, up to max_new_tokens].
+
+    Raises:
+        PrefixError: neither a causal language model nor an encoder-decoder, padding on the right, or
+            P + N + max_new_tokens longer than the window.
+    """
+    found = anatomy(model)
+    both = found.encoder_decoder
+    if not (both or found.causal) or not model.can_generate():
+        raise PrefixError(
+            f"{type(model).__name__} does not generate; load the base as a causal language model"
+        )
+    if attention_mask.shape != input_ids.shape or not (both or bool(attention_mask[:, -1].all())):
+        raise PrefixError(
+            f"generation: got a mask of shape {list(attention_mask.shape)} for prompts of shape "
+            f"{list(input_ids.shape)}; expected both alike, with the padding on the left"
+        )
+    length = 0 if prefix is None else prefix.length
+    tokens = max(input_ids.shape[1], 1 + max_new_tokens) if both else input_ids.shape[1] + max_new_tokens
+    check_window(found, length, tokens)
+    settings = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        num_beams=beams,
+        do_sample=False,
+        eos_token_id=eos_token_id,
+        pad_token_id=pad_token_id,
+    )
+    if prefix is None:
+        return _continue(model, settings, input_ids, attention_mask)
+    attachment = attach(model, prefix)
+    # a cache would let the prefix slide out of sight, which it never does in training
+    slides = found.sliding_window is not None and length + tokens > found.sliding_window
+    if slides or not found.plain_cache:
+        with attachment:
+            return _continue(model, settings, input_ids, attention_mask)
+    attachment.detach()
+    rows = len(input_ids) * beams
+    cache = DynamicCache()
+    for layer, parts in enumerate(layers_of(prefix, model)):
+        key, value = (part.transpose(0, 1).expand(rows, -1, -1, -1) for part in parts)
+        cache.update(key, value, layer)
+    front = input_ids.new_full((len(input_ids), length), pad_token_id)  # stands for what the cache holds
+    return _continue(
+        model,
+        settings,
+        torch.cat([front, input_ids], dim=1),
+        torch.cat([torch.ones_like(front), attention_mask], dim=1),
+        past_key_values=cache,
+    )
+
+
+def _continue(
+    model: Any, settings: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, **cache: Any
+) -> torch.Tensor:
+    sequences: torch.Tensor = model.generate(
+        input_ids=input_ids, attention_mask=attention_mask, generation_config=settings, **cache
+    )
+    # an encoder-decoder's sequences begin with the token that starts its decoder
+    return sequences[:, 1 if model.config.is_encoder_decoder else input_ids.shape[1] :]
