@@ -13,7 +13,7 @@ export DVC_NO_ANALYTICS = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup demo test test-pages chromium lint types constraints wheel clean
+.PHONY: help setup demo test test-pages chromium lint types architectures constraints wheel clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -48,6 +48,9 @@ lint: $(READY) ## Style, and the direction of imports
 
 types: $(READY) ## Types
 	$(BIN)/mypy
+
+architectures: $(READY) ## Renew docs/architectures.md from what the tests find
+	HF_HUB_OFFLINE=1 $(BIN)/python -W ignore -m tests.prefix.architecture_page
 
 constraints: ## Renew constraints.txt from the ranges in pyproject.toml
 	rm -rf build/constraints && $(PYTHON) -m venv build/constraints

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, NoReturn
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -63,6 +64,8 @@ class Anatomy:
         shifts: whether real tokens stand behind the prefix, from position P on, as they do in PEFT. Where a model
             cannot be told where its tokens stand (T5, BART), they stay where it puts them.
         told_positions: whether `position_ids` alone say where a token stands, and the mask alone what it sees.
+        column_distances: whether distances count the columns of a row, padding among them (MPT, DeBERTa-v2): padding
+            between the prefix and the text would then move the prefix away.
         every_layer: whether each of the model's layers is an attention layer.
         plain_cache: whether its key/value cache holds every layer's keys and values as attention takes them.
     """
@@ -77,6 +80,7 @@ class Anatomy:
     padding_offset: int | None
     shifts: bool
     told_positions: bool
+    column_distances: bool
     every_layer: bool
     plain_cache: bool
 
@@ -106,7 +110,7 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
         stacks, attention = _encoder_and_decoder(model, modules)
     else:
         stacks, attention = _one_stack(model, config, modules)
-    takes_positions = all("position_ids" in inspect.signature(stack.forward).parameters for stack in stacks)
+    takes_positions = all(_takes(stack, "position_ids") for stack in stacks)
     hybrid = len(attention) < config.num_hidden_layers
     latent = any(hasattr(module, "kv_lora_rank") for module in attention)
     alibi = bool(getattr(config, "alibi", False))
@@ -131,6 +135,8 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
         padding_offset=padding_offset,
         shifts=entry == "cache" or (takes_positions and not both),
         told_positions=takes_positions and entry != "projections" and not (both or hybrid or alibi),
+        column_distances=entry == "projections"
+        or (_takes(attention[0], "position_bias") and entry == "cache"),
         every_layer=not hybrid,
         plain_cache=causal and entry != "projections" and not (both or hybrid or latent),
     )
@@ -147,7 +153,7 @@ def _entry(model: PreTrainedModel) -> tuple[Entry, list[nn.Module]]:
     for entry, goes in ways.items():
         if found := [module for module in modules if goes(type(module).forward)]:
             return entry, found
-    _refuse(model, "has no attention layer that a prefix can enter")
+    return _refuse(model, "has no attention layer that a prefix can enter")
 
 
 def _one_stack(
@@ -175,7 +181,9 @@ def _one_stack(
             "prefix can enter",
         )
     # The innermost model around all layers: OPTForCausalLM goes past OPTModel, straight to its decoder.
-    stacks = [part for part in model.modules() if isinstance(part, PreTrainedModel) and holds(part, attention)]
+    stacks = [
+        part for part in model.modules() if isinstance(part, PreTrainedModel) and holds(part, attention)
+    ]
     return (stacks[-1],), tuple(attention)
 
 
@@ -201,7 +209,9 @@ def _layer_shape(model: PreTrainedModel, module: Any, number: int) -> LayerShape
     if hasattr(module, "kv_lora_rank"):  # keys and values as they come out of the latent
         return LayerShape(module.num_heads, module.qk_head_dim, module.v_head_dim)
     names = ("head_dim", "attention_head_size", "head_size", "key_value_proj_dim")
-    size = next((getattr(module, name) for name in names if isinstance(getattr(module, name, None), int)), None)
+    size = next(
+        (getattr(module, name) for name in names if isinstance(getattr(module, name, None), int)), None
+    )
     size = size or getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     parts = (getattr(module, name, None) for name in ("k_proj", "key", "k", "key_proj", "k_lin"))
     projection = next((part for part in parts if isinstance(part, nn.Linear)), None)
@@ -209,7 +219,8 @@ def _layer_shape(model: PreTrainedModel, module: Any, number: int) -> LayerShape
         heads, rest = divmod(projection.out_features, size)
         if rest:
             _refuse(
-                model, f"has keys of {projection.out_features} numbers in layer {number}, of heads with {size}"
+                model,
+                f"has keys of {projection.out_features} numbers in layer {number}, of heads with {size}",
             )
     elif getattr(module, "new_decoder_architecture", False):  # Falcon copies its key/value heads to all heads
         heads = module.num_heads
@@ -237,7 +248,10 @@ def updates_a_cache(forward: Callable[..., Any]) -> bool:
 
     A module with states of another kind updates a cache too, but not with keys and values.
     """
-    return re.search(r"key\w*, value\w* = (layer_past|past_key_values)\.update\(key", _source(forward)) is not None
+    return (
+        re.search(r"key\w*, value\w* = (layer_past|past_key_values)\.update\(key", _source(forward))
+        is not None
+    )
 
 
 @cache
@@ -245,6 +259,10 @@ def projects_keys_and_positions(forward: Callable[..., Any]) -> bool:
     """Whether a module class's `forward` is that of DeBERTa-v2's disentangled attention."""
     source = _source(forward)
     return "self.key_proj(hidden_states)" in source and "disentangled_attention_bias(" in source
+
+
+def _takes(module: nn.Module, argument: str) -> bool:
+    return argument in inspect.signature(module.forward).parameters
 
 
 def _source(forward: Callable[..., Any]) -> str:
@@ -277,6 +295,15 @@ def check_length(found: Anatomy, length: int) -> None:
         raise PrefixError(
             f"prefix of {length} positions; the base model's layers see {found.sliding_window} tokens (its sliding "
             "window); shorten the prefix"
+        )
+
+
+def check_padding(found: Anatomy, mask: torch.Tensor | None) -> None:
+    """Raise PrefixError where `mask` [B, N] has padding on the left of a model that would take it for distance."""
+    if found.column_distances and mask is not None and mask.dim() == 2 and not bool(mask[:, 0].all()):
+        raise PrefixError(
+            f"padding on the left: {type(found.base).__name__} would count it as distance between the prefix and the "
+            "text; pad on the right"
         )
 
 

@@ -19,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pipeline.errors import PrefixError
-from pipeline.prefix.architecture import anatomy, check_length, check_window
+from pipeline.prefix.architecture import anatomy, check_length, check_padding, check_window
 from pipeline.prefix.entries import Entry, enter, leave
 from pipeline.prefix.tuning import Prefix, PrefixShape
 
@@ -40,7 +40,8 @@ class Attachment:
         self._entry: Entry | None = enter(model, found, self, prefix.length)
         self._hooks = [
             stack.register_forward_pre_hook(
-                partial(self._before_forward, list(inspect.signature(stack.forward).parameters)), with_kwargs=True
+                partial(self._before_forward, list(inspect.signature(stack.forward).parameters)),
+                with_kwargs=True,
             )
             for stack in found.stacks
         ]
@@ -105,6 +106,7 @@ class Attachment:
         # Where the caller says so, tokens that lie in one row do not all stand behind one another.
         span = past + like.shape[1] if given is None else int(given.max()) + 1
         check_window(self._anatomy, self.prefix.length, span)
+        check_padding(self._anatomy, kwargs.get("attention_mask"))
         if self._anatomy.shifts and "position_ids" in parameters:
             kwargs["position_ids"] = self._positions(like, tokens, past, kwargs)
         self._entry.begin(kwargs)

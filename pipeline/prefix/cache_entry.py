@@ -92,7 +92,9 @@ class CacheEntry:
         mask = kwargs.get("attention_mask")
         if mask is not None:
             kwargs["attention_mask"] = (
-                nn.functional.pad(mask, (self._length, 0), value=1) if mask.dim() == 2 else widen(mask, self._length)
+                nn.functional.pad(mask, (self._length, 0), value=1)
+                if mask.dim() == 2
+                else widen(mask, self._length)
             )
 
     def _hand_over(

@@ -69,24 +69,48 @@ def generate(
         max_new_tokens=max_new_tokens,
         num_beams=beams,
         do_sample=False,
+        use_cache=True,  # a model's own setting may be False, as MPT's
         eos_token_id=eos_token_id,
         pad_token_id=pad_token_id,
     )
     if prefix is None:
         return _continue(model, settings, input_ids, attention_mask)
+    if found.column_distances and not bool(attention_mask.all()):
+        # Padding would come between the prefix and the text; each row alone has none.
+        rows = [
+            _behind(model, prefix, settings, row[mask == 1][None], mask[mask == 1][None])[0]
+            for row, mask in zip(input_ids, attention_mask, strict=True)
+        ]
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_token_id)
+    return _behind(model, prefix, settings, input_ids, attention_mask)
+
+
+def _behind(
+    model: PreTrainedModel,
+    prefix: Prefix,
+    settings: GenerationConfig,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+) -> torch.Tensor:
+    """The continuations of [B, N] behind `prefix`."""
+    found = anatomy(model)
+    length = prefix.length
     attachment = attach(model, prefix)
     # a cache would let the prefix slide out of sight, which it never does in training
-    slides = found.sliding_window is not None and length + tokens > found.sliding_window
+    longest = length + input_ids.shape[1] + settings.max_new_tokens
+    slides = found.sliding_window is not None and longest > found.sliding_window
     if slides or not found.plain_cache:
         with attachment:
             return _continue(model, settings, input_ids, attention_mask)
     attachment.detach()
-    rows = len(input_ids) * beams
+    rows = len(input_ids) * settings.num_beams
     cache = DynamicCache()
     for layer, parts in enumerate(layers_of(prefix, model)):
         key, value = (part.transpose(0, 1).expand(rows, -1, -1, -1) for part in parts)
         cache.update(key, value, layer)
-    front = input_ids.new_full((len(input_ids), length), pad_token_id)  # stands for what the cache holds
+    front = input_ids.new_full(
+        (len(input_ids), length), settings.pad_token_id
+    )  # stands for what the cache holds
     return _continue(
         model,
         settings,

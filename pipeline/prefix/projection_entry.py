@@ -53,12 +53,13 @@ class _Layer:
         if prefix is None:
             return args, kwargs
         length = len(prefix[0])
-        hidden, mask = args
+        hidden, mask, *rest = args
         kwargs = {**kwargs, "relative_pos": None}  # the module makes it for as many rows as it is given
         if kwargs.get("query_states") is not None:
             kwargs["query_states"] = nn.functional.pad(kwargs["query_states"], (0, 0, length, 0))
         hidden = nn.functional.pad(hidden, (0, 0, length, 0))
-        return (hidden, nn.functional.pad(mask, (length, 0, length, 0), value=1)), kwargs
+        mask = nn.functional.pad(mask, (length, 0, length, 0), value=1)
+        return (hidden, mask, *rest), kwargs
 
     def _keys(self, module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
         """Distances are projected with it too, where config.share_att_key says so: after the keys."""
@@ -72,7 +73,8 @@ class _Layer:
         prefix = self._source.given(self._number)
         length = 0 if prefix is None else len(prefix[0])
         key, value = (
-            part[:, length:].unflatten(-1, (self._heads, -1)).transpose(1, 2) for part in (self._key, output)
+            torch.unflatten(part[:, length:], -1, (self._heads, -1)).transpose(1, 2)
+            for part in (self._key, output)
         )
         self._source.seen(self._number, key, value)
         return self._with_prefix(output, 1)

@@ -60,10 +60,8 @@ class PrefixShape:
 
     def per_layer(self, rows: torch.Tensor) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
         """[…, P, S] → for each layer its keys […, P, H, Dk] and values […, P, H, Dv], as views."""
-        widths = [
-            layer.heads * size for layer in self.layers for size in (layer.key_size, layer.value_size)
-        ]
-        parts = iter(rows.split(widths, dim=-1))
+        widths = [layer.heads * size for layer in self.layers for size in (layer.key_size, layer.value_size)]
+        parts = iter(torch.split(rows, widths, dim=-1))
         return tuple(
             (keys.unflatten(-1, (layer.heads, -1)), values.unflatten(-1, (layer.heads, -1)))
             for layer, keys, values in zip(self.layers, parts, parts, strict=True)
@@ -190,4 +188,3 @@ class Prefix(nn.Module):
         bound = 1 / math.sqrt(first.in_features)
         nn.init.uniform_(first.weight, -bound, bound, generator=generator)
         nn.init.uniform_(first.bias, -bound, bound, generator=generator)
-

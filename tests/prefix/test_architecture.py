@@ -11,36 +11,24 @@ import transformers
 from pipeline.errors import PrefixError
 from pipeline.prefix.architecture import anatomy
 from pipeline.prefix.tuning import PrefixShape
-from tests.prefix.models import BEYOND_PEFT, DECODERS, ENCODERS, REFUSED, config_of, decoder, encoder
+from tests.prefix.models import DECODERS, REFUSED, config_of, decoder, encoder, encoder_decoder
 
-
-def test_the_tables_hold_the_architectures_they_are_meant_to() -> None:
-    assert (len(DECODERS), len(ENCODERS), len(BEYOND_PEFT), len(REFUSED)) == (10, 5, 4, 11)
-
-
-OFF_THE_INTERFACE = "of which 0 have their own attention module"
 REASONS = {
-    "Bloom": OFF_THE_INTERFACE,
-    "Falcon": OFF_THE_INTERFACE,
-    "Mpt": OFF_THE_INTERFACE,
-    "GPTJ": OFF_THE_INTERFACE,
-    "DebertaV2": OFF_THE_INTERFACE,
-    "DeepseekV3": "compresses its keys and values \\(kv_lora_rank = 8\\)",
-    "Mamba": "has layers of the kind linear_attention",
-    "Qwen3Next": "has layers of the kind linear_attention",
-    "Albert": "has 3 layers, of which 1 have their own attention module",
-    "T5": "has an encoder and a decoder",
-    "Bart": "has an encoder and a decoder",
+    "Mamba": "has no attention layer that a prefix can enter",
+    "Rwkv": "has no attention layer that a prefix can enter",
+    "Deberta": "has no attention layer that a prefix can enter",
+    "Gemma3n": "shares keys and values between layers \\(num_kv_shared_layers = 1\\)",
 }
 
 
 @pytest.mark.parametrize("family", REFUSED)
 def test_what_cannot_carry_a_prefix_is_refused_in_one_sentence(family: str) -> None:
-    kind = "T5ForConditionalGeneration BartForConditionalGeneration AlbertModel DebertaV2Model".split()
-    name = next((name for name in kind if name.startswith(family)), f"{family}ForCausalLM")
+    name = {"Deberta": "DebertaModel"}.get(family, f"{family}ForCausalLM")
     with torch.device("meta"):
         model = getattr(transformers, name)(config_of(family, REFUSED[family]))
-    sentence = rf"^{name} cannot carry a prefix: it .*{REASONS[family]}.*; use an encoder or decoder"
+    sentence = (
+        rf"^{name} cannot carry a prefix: it {REASONS[family]}; use a model whose attention goes through"
+    )
     with pytest.raises(PrefixError, match=sentence):
         PrefixShape.of_model(model)
 
@@ -48,12 +36,46 @@ def test_what_cannot_carry_a_prefix_is_refused_in_one_sentence(family: str) -> N
 @pytest.mark.parametrize("family", DECODERS)
 def test_a_decoder_is_causal_and_its_shape_is_that_of_its_cache(family: str) -> None:
     model = decoder(family)
-    shape, found = PrefixShape.of_model(model), anatomy(model)
-    cache = model(torch.tensor([[5, 6, 7]]), use_cache=True).past_key_values
-    assert len(cache.layers) == shape.layers
-    assert {tuple(layer.keys.shape) for layer in cache.layers} == {(1, shape.heads, 3, shape.head_size)}
+    found = anatomy(model)
     assert found.causal
-    assert found.window == 64
+    assert found.window == (None if family == "Bloom" else 64)
+    assert found.plain_cache is (family not in ("DeepseekV3", "Qwen3Next", "Lfm2"))
+    if found.plain_cache:
+        cache = model(torch.tensor([[5, 6, 7]]), use_cache=True).past_key_values
+        kept = [(tuple(layer.keys.shape), tuple(layer.values.shape)) for layer in cache.layers]
+        assert kept == [
+            ((1, layer.heads, 3, layer.key_size), (1, layer.heads, 3, layer.value_size))
+            for layer in found.layers
+        ]
+
+
+@pytest.mark.parametrize(
+    ("family", "shape"),
+    [
+        ("DeepseekV3", "3 layers of 4 heads of 8 (keys) and 6 (values)"),
+        ("Qwen3Next", "2 layers of 2 heads of 8"),
+        ("Falcon", "3 layers of 1 heads of 8"),
+        ("Falcon grouped", "3 layers of 4 heads of 8"),
+    ],
+)
+def test_a_prefix_has_the_shape_of_what_attention_takes(family: str, shape: str) -> None:
+    assert str(PrefixShape.of_model(decoder(family))) == shape
+
+
+def test_an_encoder_and_a_decoder_have_three_kinds_of_layers_and_their_own_numbers_of_heads() -> None:
+    found = anatomy(encoder_decoder("Bart unequal"))
+    assert str(PrefixShape(found.layers)) == "2 layers of 4 heads of 8, then 6 layers of 2 heads of 16"
+    decoder_layers = found.stacks[1].layers
+    assert list(found.attention[2:5]) == [layer.self_attn for layer in decoder_layers]
+    assert list(found.attention[5:]) == [layer.encoder_attn for layer in decoder_layers]
+    assert not found.shifts
+
+
+def test_modules_that_layers_share_are_there_for_each_layer() -> None:
+    found = anatomy(encoder("Albert"))  # 4 layers of 2 modules each, in 2 groups
+    groups = found.base.encoder.albert_layer_groups
+    first, second = ([layer.attention for layer in group.albert_layers] for group in groups)
+    assert list(found.attention) == [*first, *first, *second, *second]
 
 
 @pytest.mark.parametrize(("family", "window"), [("Bert", 64), ("Roberta", 62), ("Electra", 64)])
@@ -68,21 +90,31 @@ def test_layers_come_in_their_order() -> None:
     assert [module.layer_idx for module in anatomy(model).attention] == [0, 1, 2]
 
 
-def test_layers_with_keys_of_different_sizes_are_refused() -> None:
+def test_keys_that_are_no_whole_number_of_heads_are_refused() -> None:
     model = decoder()
-    model.model.layers[1].self_attn.k_proj = torch.nn.Linear(32, 24)
-    with pytest.raises(PrefixError, match="keys of 24 numbers in layer 1 and of 16 in its config"):
+    model.model.layers[1].self_attn.k_proj = torch.nn.Linear(32, 20)
+    with pytest.raises(PrefixError, match="keys of 20 numbers in layer 1, of heads with 8"):
         anatomy(model)
 
 
-def test_a_model_without_position_ids_is_refused() -> None:
+def test_a_layer_without_a_place_for_a_prefix_is_missed() -> None:
     model = decoder()
-
-    def forward(input_ids: Any) -> None: ...
-
-    model.model.forward = forward
-    with pytest.raises(PrefixError, match="takes no position_ids"):
+    model.model.layers[1].self_attn = torch.nn.Identity()
+    with pytest.raises(
+        PrefixError, match="has 3 attention layers, of which 2 have their own attention module"
+    ):
         anatomy(model)
+
+
+def test_a_decoder_without_cross_attention_in_every_layer_is_refused() -> None:
+    model = encoder_decoder("Bart")
+    model.model.decoder.layers[0].encoder_attn = torch.nn.Identity()
+    with pytest.raises(PrefixError, match="2 attention modules in its encoder and 5 in its decoder"):
+        anatomy(model)
+
+
+def test_where_a_model_takes_no_positions_its_tokens_stay() -> None:
+    assert not anatomy(transformers.T5EncoderModel(encoder_decoder("T5").config)).shifts
 
 
 def test_a_module_whose_source_cannot_be_read_is_not_taken_for_attention() -> None:

@@ -49,11 +49,11 @@ def packed_loss(model: PreTrainedModel) -> torch.Tensor:
 
 
 def test_every_decoder_of_the_tests_is_compared() -> None:
-    assert len(models.DECODERS) == 10
+    assert len(models.PACKED) == 10
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-@pytest.mark.parametrize("family", models.DECODERS)
+@pytest.mark.parametrize("family", models.PACKED)
 def test_losses_and_gradients_are_those_of_every_reference_alone(family: str, implementation: str) -> None:
     model = models.decoder(family, attn_implementation=implementation)
     prefix = models.random_prefix(model)

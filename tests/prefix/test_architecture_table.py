@@ -1,0 +1,29 @@
+"""Every property on every architecture, and the page that shows them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.prefix.architecture_page import PAGE, page
+from tests.prefix.properties import CASES, PROPERTIES, Case, outcome
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def test_the_table_has_the_cases_it_is_meant_to() -> None:
+    count = {kind: sum(case.kind == kind for case in CASES) for kind in {case.kind for case in CASES}}
+    assert count == {"decoder": 23, "encoder": 11, "encoder of tokens": 7, "encoder-decoder": 4}
+
+
+@pytest.mark.parametrize("name", PROPERTIES)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_property_holds_or_is_refused(case: Case, name: str) -> None:
+    assert outcome(case, name)
+
+
+def test_the_page_says_what_the_tests_find() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "run: make architectures"
