@@ -12,6 +12,7 @@ over the layers.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -61,7 +62,7 @@ class PrefixShape:
     def per_layer(self, rows: torch.Tensor) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
         """[…, P, S] → for each layer its keys […, P, H, Dk] and values […, P, H, Dv], as views."""
         widths = [layer.heads * size for layer in self.layers for size in (layer.key_size, layer.value_size)]
-        parts = iter(torch.split(rows, widths, dim=-1))
+        parts: Iterator[torch.Tensor] = iter(torch.split(rows, widths, dim=-1))
         return tuple(
             (keys.unflatten(-1, (layer.heads, -1)), values.unflatten(-1, (layer.heads, -1)))
             for layer, keys, values in zip(self.layers, parts, parts, strict=True)
