@@ -498,9 +498,9 @@ def test_a_signal_during_a_validation_makes_it_be_done_again(
     whole.train()
     batches = training_loop.validation_batches
 
-    def interrupted(rows: Any) -> Iterator[Any]:
+    def interrupted(*arguments: Any) -> Iterator[Any]:
         os.kill(os.getpid(), signal.SIGINT)
-        yield from batches(rows)
+        yield from batches(*arguments)
 
     with monkeypatch.context() as patched:
         patched.setattr(training_loop, "validation_batches", interrupted)
