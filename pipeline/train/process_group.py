@@ -7,6 +7,7 @@ nothing pickled.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import distributed
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from pipeline.errors import LostProcessError, TrainingError
 from pipeline.train.launched import launched
@@ -105,6 +108,9 @@ class ProcessGroup:
 ALONE = ProcessGroup()
 """A process that trains by itself."""
 
+_groups = itertools.count()
+"""The groups that this process joins, one after the other."""
+
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[ProcessGroup]:
@@ -126,12 +132,13 @@ def joined(device: torch.device) -> Iterator[ProcessGroup]:
         torch.cuda.set_device(device)
     if ours:
         with _losing_none():
-            distributed.init_process_group(
-                "nccl" if device.type == "cuda" else "gloo",
-                init_method=os.environ.get(RENDEZVOUS, "env://"),
-                rank=int(os.environ["RANK"]),
-                world_size=int(os.environ["WORLD_SIZE"]),
-            )
+            where = os.environ.get(RENDEZVOUS, "env://")
+            rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+            store, _, _ = next(rendezvous(where, rank, size))
+            # A store may outlive a group, and then still hold the addresses of the one before.
+            own = PrefixStore(f"prefixline/{next(_groups)}", store)
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            distributed.init_process_group(backend, store=own, rank=rank, world_size=size)
     try:
         yield ProcessGroup(
             distributed.get_rank(),

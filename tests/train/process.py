@@ -1,8 +1,8 @@
 """One of the processes that train together in the tests: `python -m tests.train.process FILE`, under a launcher.
 
 FILE holds {"task", "base", "prepared", "runs": [run]}; every run is one training, its result the next line of
-FILE.RANK.jsonl. A run: {"root", "training", "prefix", "rank1": {what the process of rank 1 has otherwise}, "act": [rank,
-step, what happens in it]}. With "own_group" the program forms the group by itself, as accelerate does.
+FILE.RANK.jsonl. A run: {"root", "training", "rank1": {what the process of rank 1 has otherwise}, "act": [rank, step, what
+happens in it], "own_group": true where the program forms the group by itself, as one under accelerate would}.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import os
 import resource
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from torch import distributed
 
 from pipeline.digest import digest
 from pipeline.errors import PrefixlineError
-from pipeline.train import process_group, training_loop
+from pipeline.train import training_loop
 from pipeline.train.training_loop import Loop
 from tests.train.test_training import Bench, resolved
 
@@ -50,15 +49,6 @@ def other_base(loop: Loop) -> None:
         next(loop._model.base_model.parameters())[5, 5] += 1e-3
 
 
-def crash(loop: Loop) -> None:
-    raise ZeroDivisionError
-
-
-def wait(loop: Loop) -> None:
-    Path(f"{sys.argv[1]}.{os.environ['RANK']}.pid").write_text(str(os.getpid()))
-    time.sleep(1)
-
-
 ACTS: dict[str, Callable[[Loop], None]] = {
     "SIGTERM": kill(signal.SIGTERM),
     "SIGINT": kill(signal.SIGINT),
@@ -66,8 +56,6 @@ ACTS: dict[str, Callable[[Loop], None]] = {
     "full_disk": full_disk,
     "other_numbers": other_numbers,
     "other_base": other_base,
-    "crash": crash,
-    "wait": wait,
 }
 
 
@@ -75,22 +63,15 @@ def main(path: Path) -> int:
     launched.end_with_launcher()
     spec = json.loads(path.read_text())
     rank = int(os.environ["RANK"])
-    if spec.get("own_group"):
-        where = os.environ[process_group.RENDEZVOUS]
-        world = int(os.environ["WORLD_SIZE"])
-        distributed.init_process_group("gloo", init_method=where, rank=rank, world_size=world)
-    status = 0
     with path.with_suffix(f".{rank}.jsonl").open("w") as results:
         for run in spec["runs"]:
-            done = train(spec, run, rank)
-            results.write(json.dumps(done) + "\n")
-            if "error" in done:
-                status = 1
-                launched.report(*done["error"])
-    if spec.get("own_group"):
-        distributed.destroy_process_group()
-        return 0
-    return status
+            if run.get("own_group"):
+                distributed.init_process_group("gloo")
+            results.write(json.dumps(train(spec, run, rank)) + "\n")
+            results.flush()
+            if run.get("own_group"):
+                distributed.destroy_process_group()
+    return 0
 
 
 def train(spec: Any, run: Any, rank: int) -> dict[str, Any]:
@@ -121,14 +102,16 @@ def train(spec: Any, run: Any, rank: int) -> dict[str, Any]:
     training_loop.Loop._step, training_loop.Loop.run = step, whole  # type: ignore[method-assign]
     distributed.all_reduce = reduce
     try:
-        summary = bench.train(prefix=run.get("prefix", {"length": 3}), **run.get("training", {}))
+        summary = bench.train(
+            on_curve=lambda line: found.update(threads=torch.get_num_threads()), **run["training"]
+        )
         found["summary"] = summary.to_json()
     except PrefixlineError as error:
         found["error"] = [type(error).__name__, str(error)]
     finally:
         training_loop.Loop._step, training_loop.Loop.run = real_step, real_run  # type: ignore[method-assign]
         distributed.all_reduce = real_reduce
-    found["threads"] = torch.get_num_threads()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     found["lines"] = len(bench.lines)
     return found
 
