@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -32,7 +33,7 @@ from pipeline.files import write_json
 from pipeline.params import BaseModelParams, PathSource, TrainingParams
 from pipeline.register.lineage import code_identity
 from pipeline.train import launch, launched
-from pipeline.train.batches import part_of
+from pipeline.train.batches import ClassificationRows, GenerationRows, part_of, validation_batches
 from pipeline.train.process_group import ALONE, check_device
 from pipeline.train.progress import TrainingProgress
 from tests.test_pins import PINS
@@ -502,6 +503,20 @@ def test_a_steps_examples_are_shared_out_whole_and_evenly(size: int) -> None:
         if count >= size:
             assert max(tokens) - min(tokens) <= lengths[examples].max()
     assert len(part_of(np.array([4]), lengths, size - 1, size)) == 0
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_validation_rows_are_shared_out_each_once(
+    generation: Bench, classification: Bench, size: int
+) -> None:
+    saved = datasets.load_from_disk(str(generation.prepared / "validation"))
+    rows = GenerationRows(saved, pad=0)
+    shares = [list(validation_batches(rows, rank, size)) for rank in range(size)]
+    counts = [sum(len(batch.targets) for batch in share) for share in shares]
+    assert sum(counts) == sum(len(target) for targets in saved["target_ids"] for target in targets)
+    assert max(counts) < 1.5 * min(counts)
+    one = ClassificationRows(datasets.load_from_disk(str(classification.prepared / "validation")), pad=0)
+    assert [len(list(validation_batches(one, rank, size))) for rank in range(size)] == [1] + [0] * (size - 1)
 
 
 def test_a_process_alone_adds_up_nothing_and_shares_with_nobody() -> None:
