@@ -32,7 +32,10 @@ def is_first() -> bool:
 def end_with_launcher() -> None:
     """End this process when our launcher ends, even by kill -9; nothing where the launcher is another's."""
     if ALIVE in os.environ:
-        end_with_parent(os.open(os.environ[ALIVE], os.O_RDONLY))
+        # Without waiting for a writer: where the launcher is gone already, there is none to come.
+        pipe = os.open(os.environ[ALIVE], os.O_RDONLY | os.O_NONBLOCK)
+        os.set_blocking(pipe, True)
+        end_with_parent(pipe)
 
 
 def report(kind: str, message: str) -> bool:

@@ -64,7 +64,7 @@ class ProcessGroup:
                 torch.tensor(figures, dtype=dtype, device=tensors[0].device if tensors else self.device),
             ]
         )
-        with _losing_none():
+        with _noticing_loss():
             distributed.all_reduce(flat)
         start = 0
         for tensor in tensors:
@@ -82,7 +82,7 @@ class ProcessGroup:
         if self.size == 1:
             return content
         size = torch.tensor([len(content)], device=self.device)
-        with _losing_none():
+        with _noticing_loss():
             distributed.broadcast(size, 0)
             box = torch.empty(int(size), dtype=torch.uint8, device=self.device)
             if self.first and content:
@@ -100,7 +100,7 @@ class ProcessGroup:
             return [digest]
         mine = torch.frombuffer(bytearray.fromhex(digest), dtype=torch.uint8).to(self.device)
         boxes = [torch.empty_like(mine) for _ in range(self.size)]
-        with _losing_none():
+        with _noticing_loss():
             distributed.all_gather(boxes, mine)
         return [box.cpu().numpy().tobytes().hex() for box in boxes]
 
@@ -131,7 +131,7 @@ def joined(device: torch.device) -> Iterator[ProcessGroup]:
         check_device(device.index, int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     if ours:
-        with _losing_none():
+        with _noticing_loss():
             where = os.environ.get(RENDEZVOUS, "env://")
             rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
             store, _, _ = next(rendezvous(where, rank, size))
@@ -166,7 +166,7 @@ def check_device(index: int | None, local_rank: int) -> None:
 
 
 @contextmanager
-def _losing_none() -> Iterator[None]:
+def _noticing_loss() -> Iterator[None]:
     try:
         yield
     except (

@@ -488,6 +488,23 @@ def test_a_launcher_that_is_killed_takes_its_processes_along(tmp_path: Path) -> 
     assert all_end(started)
 
 
+def test_a_process_whose_launcher_is_gone_before_it_looked_ends_too(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "alive")
+    program = (
+        "import time; from pipeline.train import launched; launched.end_with_launcher(); time.sleep(600)"
+    )
+    environment = {**os.environ, launched.ALIVE: str(tmp_path / "alive")}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=HERE,
+        env=environment,
+        start_new_session=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+
+
 # -- parts ---------------------------------------------------------------------------------------------------------
 
 
