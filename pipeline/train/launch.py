@@ -1,9 +1,9 @@
 """Starting the processes that train together on this machine, with torchrun's own launcher.
 
 Each is a fresh Python that finds the others by a file, and talks to them on the loopback interface alone: no port is
-chosen beforehand, and nothing listens to the network. torchrun's launcher puts each
-process into a session of its own, where neither Ctrl-C nor a kill of this process would reach it; Ctrl-C and SIGTERM are
-passed on by the launcher, and the end of this process shows in a pipe that all of them watch.
+chosen beforehand, and nothing listens to the network. torchrun's launcher puts each process into a session of its own,
+where neither Ctrl-C nor a kill of this process would reach it; Ctrl-C and SIGTERM are passed on by the launcher, and the
+end of this process shows in a pipe that all of them watch.
 """
 
 from __future__ import annotations

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import distributed
-from torch.distributed.distributed_c10d import PrefixStore
-from torch.distributed.rendezvous import rendezvous
 
 from pipeline.errors import LostProcessError, TrainingError
 from pipeline.train.launched import launched
@@ -123,14 +121,17 @@ def joined(device: torch.device) -> Iterator[ProcessGroup]:
         TrainingError: the model is on a GPU that is another local process's.
         LostProcessError: another process ended before the group was formed.
     """
-    ours = not distributed.is_initialized()
+    ours = not (distributed.is_available() and distributed.is_initialized())
     if ours and not launched():
         yield ALONE
         return
-    if device.type == "cuda":
-        check_device(device.index, int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
     if ours:
+        if device.type == "cuda":
+            check_device(device.index, int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(device)
+        from torch.distributed.distributed_c10d import PrefixStore
+        from torch.distributed.rendezvous import rendezvous
+
         with _noticing_loss():
             where = os.environ.get(RENDEZVOUS, "env://")
             rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -167,11 +168,10 @@ def check_device(index: int | None, local_rank: int) -> None:
 
 @contextmanager
 def _noticing_loss() -> Iterator[None]:
+    """torch.distributed raises plain RuntimeErrors where a connection closes, and after its timeout."""
     try:
         yield
-    except (
-        RuntimeError
-    ) as error:  # what torch.distributed raises for a closed connection or after its timeout
+    except RuntimeError as error:
         raise LostProcessError(
             f"another process of this training has ended, and its own message says why ({error})"
         ) from error

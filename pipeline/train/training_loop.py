@@ -216,18 +216,24 @@ class Loop:
             if counters.validation_due:
                 self._validate()
             while True:
-                if self._params.patience is not None and counters.worse >= self._params.patience:
+                if (ending := self._ending()) is not None:
                     self._check_alike()
-                    return "patience"
-                if counters.step == plan.total:
-                    self._check_alike()
-                    return "epochs" if plan.total == plan.epoch_steps * self._params.epochs else "max_steps"
+                    return ending
                 self._step()
                 self._stop_if_interrupted()
                 if counters.validation_due:
                     self._validate()
                 if self._save_due:
                     self._save()
+
+    def _ending(self) -> Ending | None:
+        """What ends the training here; None while it goes on."""
+        counters, plan, patience = self.counters, self.plan, self._params.patience
+        if patience is not None and counters.worse >= patience:
+            return "patience"
+        if counters.step < plan.total:
+            return None
+        return "epochs" if plan.total == plan.epoch_steps * self._params.epochs else "max_steps"
 
     def _step(self) -> None:
         began = time.monotonic()
