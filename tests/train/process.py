@@ -1,7 +1,7 @@
 """One of the processes that train together in the tests: `python -m tests.train.process FILE`, under a launcher.
 
-FILE holds {"task", "base", "prepared", "runs": [run]}; every run is one training, its result the next line of
-FILE.RANK.jsonl. A run: {"root", "training", "rank1": {what the process of rank 1 has otherwise}, "act": [rank, step, what
+FILE holds runs, each of which is one training, and its result the next line of FILE.RANK.jsonl. A run: {"task", "base",
+"prepared", "root", "training", "rank1": {what the process of rank 1 has otherwise}, "act": [rank, step, what
 happens in it], "own_group": true where the program forms the group by itself, as one under accelerate would}.
 """
 
@@ -61,23 +61,22 @@ ACTS: dict[str, Callable[[Loop], None]] = {
 
 def main(path: Path) -> int:
     launched.end_with_launcher()
-    spec = json.loads(path.read_text())
     rank = int(os.environ["RANK"])
     with path.with_suffix(f".{rank}.jsonl").open("w") as results:
-        for run in spec["runs"]:
+        for run in json.loads(path.read_text()):
             if run.get("own_group"):
                 distributed.init_process_group("gloo")
-            results.write(json.dumps(train(spec, run, rank)) + "\n")
+            results.write(json.dumps(train(run, rank)) + "\n")
             results.flush()
             if run.get("own_group"):
                 distributed.destroy_process_group()
     return 0
 
 
-def train(spec: Any, run: Any, rank: int) -> dict[str, Any]:
+def train(run: Any, rank: int) -> dict[str, Any]:
     """What one training came to here."""
     run = {**run, **(run.get("rank1", {}) if rank == 1 else {})}
-    bench = Bench(spec["task"], resolved(Path(spec["base"])), Path(spec["prepared"]), Path(run["root"]))
+    bench = Bench(run["task"], resolved(Path(run["base"])), Path(run["prepared"]), Path(run["root"]))
     sent: list[list[Any]] = []
     found: dict[str, Any] = {"sent": sent}
     real_step, real_run = Loop._step, Loop.run

@@ -5,6 +5,7 @@ The processes are real ones. Starting some takes seconds, so those of `together`
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -53,8 +54,9 @@ UNEVEN: Mapping[str, Any] = {
 }
 """12 steps over 40 rows: six of 7 examples, then one of 5, and so again; validations after steps 3, 6, 9 and 12."""
 
+
 ONE_IN_THE_LAST: Mapping[str, Any] = {"batch_size": 3, "epochs": 1, "weight_decay": 0.1, "patience": None}
-"""14 steps over 40 rows, one of which has a single example: the other process has none."""
+"""14 steps over 40 rows, one of which has a single example: the other process has none, nor one for validation."""
 
 
 @pytest.fixture(autouse=True)
@@ -84,25 +86,13 @@ def classification(encoder_folder: Path, folder: Path) -> Bench:
     return Bench("classification", base, rows, folder)
 
 
-def spec(bench: Bench, path: Path, runs: list[dict[str, Any]]) -> Path:
-    """What `tests.train.process` is to do."""
-    content = {
-        "task": bench.task,
-        "base": str(bench.base.folder),
-        "prepared": str(bench.prepared),
-        "runs": [{**run, "root": str(bench.root / run["root"])} for run in runs],
-    }
-    path.write_text(json.dumps(content))
-    return path
-
-
-def results(path: Path) -> list[list[dict[str, Any]]]:
-    """Per run, what it came to in each of the two processes."""
+def results(path: Path) -> list[list[dict[str, Any] | None]]:
+    """Per run, what it came to in each of the two processes; None where it was killed."""
     ranks = [
         [json.loads(line) for line in path.with_suffix(f".{rank}.jsonl").read_text().splitlines()]
         for rank in (0, 1)
     ]
-    return [list(run) for run in zip(*ranks, strict=True)]
+    return [list(run) for run in itertools.zip_longest(*ranks)]
 
 
 def vectors(bench: Bench, root: str) -> dict[str, torch.Tensor]:
@@ -166,28 +156,39 @@ RUNS: list[dict[str, Any]] = [
     {"root": "full", "training": UNEVEN},
     {"root": "own_group", "training": UNEVEN, "own_group": True},
     {"root": "two", "training": UNEVEN},
+    {"root": "two_heads", "training": ONE_IN_THE_LAST, "task": "classification"},
+    {"root": "lost", "training": UNEVEN, "act": [1, 12, "SIGKILL"]},
 ]
 
 
 @pytest.fixture(scope="module")
-def together(generation: Bench, folder: Path) -> dict[str, list[list[dict[str, Any]]]]:
+def together(
+    generation: Bench, classification: Bench, folder: Path
+) -> dict[str, list[list[dict[str, Any] | None]]]:
     """{root: per run there, what it came to in each process} of `RUNS`, under torchrun."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.raises(CrashError):
         generation.beside("from_one").train(on_curve=at_step(6, crash), **UNEVEN)
     torch.set_num_threads(before)
-    # Were rank 1 to write anything, it would be there.
-    runs = [
-        {**run, "rank1": {"root": str(folder / "rank1" / run["root"]), **run.get("rank1", {})}}
-        for run in RUNS
-    ]
-    path = spec(generation, folder / "together.json", runs)
+    runs = []
+    for run in RUNS:
+        bench = classification if run.get("task") == "classification" else generation
+        # Were rank 1 to write anything, it would be there.
+        rank1 = {"root": str(folder / "rank1" / run["root"]), **run.get("rank1", {})}
+        where = {
+            "base": str(bench.base.folder),
+            "prepared": str(bench.prepared),
+            "root": str(folder / run["root"]),
+        }
+        runs.append({**run, **where, "task": bench.task, "rank1": rank1})
+    path = folder / "together.json"
+    path.write_text(json.dumps(runs))
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [sys.executable, *torchrun, "-m", "tests.train.process", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=2 * PATIENCE_SECONDS, check=False)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, list[list[dict[str, Any]]]] = {}
+    assert done.returncode == 1, done.stderr  # the last run's
+    found: dict[str, list[list[dict[str, Any] | None]]] = {}
     for run, result in zip(RUNS, results(path), strict=True):
         found.setdefault(run["root"], []).append(result)
     return found
@@ -203,6 +204,16 @@ def test_two_processes_give_the_losses_and_the_prefix_of_one_on_steps_that_do_no
     assert (
         min(line["grad_norm"] for line in curve(generation, "two") if line["kind"] == "step") > 0.05
     )  # clipped
+
+
+def test_a_process_without_an_example_adds_nothing_and_the_head_is_trained_too(
+    classification: Bench, together: Any
+) -> None:
+    ((first, second),) = together["two_heads"]
+    assert first["trained"] == second["trained"]
+    classification.beside("one_head").train(**ONE_IN_THE_LAST)
+    assert_equal_result(classification, "two_heads", "one_head")
+    assert any("classifier" in name for name in vectors(classification, "two_heads"))
 
 
 def test_every_process_ends_with_the_same_bits_and_the_same_summary(together: Any) -> None:
@@ -329,22 +340,33 @@ def test_a_disk_that_is_full_for_the_first_process_ends_both_and_costs_one_step(
     assert [part["trained"] for part in resumed] == [part["trained"] for part in together["two"][0]]
 
 
-def test_a_process_that_is_killed_ends_the_others_and_is_named(classification: Bench, folder: Path) -> None:
-    run = {"root": "lost", "training": ONE_IN_THE_LAST, "act": [1, 14, "SIGKILL"]}
-    path = spec(classification, folder / "lost.json", [run])
-    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+def test_a_process_that_is_killed_ends_the_others_and_costs_one_step(
+    generation: Bench, together: Any
+) -> None:
+    ((first, second),) = together["lost"]
+    assert second is None
+    assert first["error"][0] == LostProcessError.__name__
+    alone = generation.beside("lost")
+    alone.train(**UNEVEN)
+    assert [line["step"] for line in alone.lines if line["kind"] == "step"] == [12]
+    assert_equal_result(generation, "lost", "two")
+
+
+def test_the_launcher_ends_the_others_and_names_the_process_that_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = "import os, time; os.kill(os.getpid(), 9) if os.environ['RANK'] == '1' else time.sleep(600)"
+    (tmp_path / "killed.py").write_text(program)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+    handlers = [signal.getsignal(number) for number in numbers]
     environment = dict(os.environ)
     with pytest.raises(
         TrainingError, match=r"process 2 of 2 was ended by SIGKILL \(out of memory.*goes on from"
     ):
-        launch.launch(2, "tests.train.process", [str(path)], threads=2)
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == handlers
+        launch.launch(2, "killed", [], threads=2)
+    assert [signal.getsignal(number) for number in numbers] == handlers
     assert dict(os.environ) == environment
-
-    classification.beside("lost").train(**ONE_IN_THE_LAST)  # all but one step was done by two processes
-    whole = classification.beside("lost_one")
-    whole.train(**ONE_IN_THE_LAST)
-    assert_equal_result(classification, "lost", "lost_one")
 
 
 def failure(rank: int, exitcode: int) -> ProcessFailure:
