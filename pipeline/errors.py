@@ -12,6 +12,7 @@ The tree; each kind of fault has a type of its own, because each asks for a diff
     │   └── AdapterError     adapter files are incomplete, malformed or of another shape
     ├── TrainingError        training cannot go on
     │   ├── NonFiniteLossError
+    │   ├── LostProcessError           another of the processes that train together ended
     │   └── TrainingInterruptedError   SIGINT or SIGTERM came; running again goes on
     ├── ExperimentError      a DVC stage failed
     ├── RegistryError        MLflow refused, or holds something that contradicts us
@@ -93,6 +94,10 @@ class TrainingError(PrefixlineError):
 
 class NonFiniteLossError(TrainingError):
     """The loss became NaN or infinite."""
+
+
+class LostProcessError(TrainingError):
+    """Another of the processes that train together has ended; the reason is in its own error."""
 
 
 class TrainingInterruptedError(TrainingError):

@@ -169,6 +169,9 @@ class TrainingParams(_Section):
     `batch_size` is in examples per optimiser step (a source with all of its references is one example);
     it is computed in `gradient_accumulation` pieces. `patience` is in validations without a better loss;
     null never stops early. `warmup` is a share of all steps. `max_steps` ends the epochs sooner.
+
+    `processes` train together on this machine, each on its share of every step; they add up to the same result but for
+    rounding. `threads` and the pieces of `gradient_accumulation` are of all of them together.
     """
 
     learning_rate: Annotated[float, Field(gt=0, le=100)] = 0.03
@@ -186,6 +189,7 @@ class TrainingParams(_Section):
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 30.0
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     threads: Annotated[int, Field(ge=1)] | None = None
+    processes: Annotated[int, Field(ge=1)] = 1
 
 
 class EvaluationParams(_Section):

@@ -21,6 +21,7 @@ from pipeline.environment import SWITCHES
 from pipeline.errors import PrefixlineError, WorkspaceError, disk_fault
 from pipeline.pins import Pins, read_pins
 from pipeline.state import champions_folder, checkpoint_folder, row_ids_folder
+from pipeline.train import launched
 
 WORKSPACE = "PREFIXLINE_WORKSPACE"
 """The environment variable that names the true workspace."""
@@ -59,10 +60,21 @@ def prepare(pins: Pins, artifacts: Path) -> Mapping[str, Any]:
 
 
 def train(pins: Pins, artifacts: Path) -> Mapping[str, Any]:
-    """artifacts/NAME/prepared → adapter/ and curves.jsonl; what goes into trained.json."""
-    from pipeline.base import base_model
-    from pipeline.train import training
+    """artifacts/NAME/prepared → adapter/ and curves.jsonl; what goes into trained.json.
 
+    With several `training.processes` this stage is run once more in each of them, and the first one writes.
+    """
+    from pipeline.base import base_model
+    from pipeline.train import launch, training
+
+    if pins.training.processes > 1 and not launched.launched():
+        launch.launch(
+            pins.training.processes,
+            "pipeline.stages",
+            ["train", pins.name],
+            threads=pins.training.threads,
+        )
+        return _record(artifacts / "trained.json")
     base = base_model.resolve(pins.base_name, pins.base, workspace_root())
     labels = _record(artifacts / "prepared.json")["labels"]
     summary = training.train(
@@ -136,19 +148,25 @@ def main(arguments: list[str]) -> int:
         artifacts = Path("artifacts") / name
         artifacts.mkdir(parents=True, exist_ok=True)
         result = function(pins, artifacts)
-        write_json(artifacts / record, {**result, "stage_seconds": round(time.monotonic() - started, 3)})
+        if launched.is_first():
+            write_json(artifacts / record, {**result, "stage_seconds": round(time.monotonic() - started, 3)})
     except PrefixlineError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        return 1
+        return _failed(error, str(error))
     except OSError as error:
         if (message := disk_fault(error)) is None:
             raise
-        print(f"error: {message}", file=sys.stderr)  # noqa: T201
-        return 1
+        return _failed(error, message)
     except KeyboardInterrupt:
         print(f"stopped: {stage} of {name}; run it again to go on", file=sys.stderr)  # noqa: T201
         return 130
     return 0
+
+
+def _failed(error: Exception, message: str) -> int:
+    """Say what went wrong: to the launcher of several processes, which says it once, or to the user."""
+    if not launched.report(type(error).__name__, message):
+        print(f"error: {message}", file=sys.stderr)  # noqa: T201
+    return 1
 
 
 def _check_code(pins: Pins) -> None:
@@ -180,6 +198,7 @@ def _record(path: Path) -> dict[str, Any]:
 if __name__ == "__main__":
     # Python would search a million living objects for garbage at the end: 1.6 s a stage.
     atexit.register(gc.freeze)
+    launched.end_with_launcher()
     forks = os.environ.get(forkserver.FORKSERVER)
     status = forkserver.run(forks, "pipeline.stages", sys.argv[1:]) if forks else None
     sys.exit(main(sys.argv[1:]) if status is None else status)

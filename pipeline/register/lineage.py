@@ -153,15 +153,16 @@ class LineageRecord:
 def identity_params(entry: PrefixEntry) -> dict[str, Any]:
     """The parameters that decide a retraining's result and verdict, as plain JSON values.
 
-    Left out: when it runs (`schedule`), how often it saves (`checkpoint_seconds`), and where data and base
-    come from (`data.path`, `data.imported_from`, `base_model`), which are in the run key by content.
+    Left out: when it runs (`schedule`), how often it saves (`checkpoint_seconds`), how many processes share the work
+    (`processes`, which trained.json names), and where data and base come from (`data.path`, `data.imported_from`,
+    `base_model`), which are in the run key by content.
     """
     return entry.model_dump(
         mode="json",
         exclude={
             "schedule": True,
             "base_model": True,
-            "training": {"checkpoint_seconds"},
+            "training": {"checkpoint_seconds", "processes"},
             "data": {"path", "imported_from"},
         },
     )

@@ -194,8 +194,22 @@ def epoch_steps(lengths: Indices, batch_size: int, *, seed: int, epoch: int) -> 
     return [steps[i] for i in generator.permutation(len(steps))]
 
 
-def validation_batches(rows: Rows) -> Iterator[AnyBatch]:
-    """Every example once, shortest first."""
-    order = np.argsort(rows.lengths, kind="stable")
+def part_of(examples: Indices, lengths: Indices, rank: int, size: int) -> Indices:
+    """The share of process `rank` of `size` in a step's examples: about as many tokens each; it may be empty.
+
+    Longest first, each goes to the process that has the fewest tokens so far (Graham 1969).
+    """
+    if size == 1:
+        return examples
+    tokens, owner = [0] * size, np.empty(len(examples), np.int64)
+    for i in np.argsort(-lengths[examples], kind="stable"):
+        owner[i] = tokens.index(min(tokens))
+        tokens[owner[i]] += int(lengths[examples[i]])
+    return examples[np.flatnonzero(owner == rank)]
+
+
+def validation_batches(rows: Rows, rank: int = 0, size: int = 1) -> Iterator[AnyBatch]:
+    """The share of process `rank` of `size`, shortest first; all shares together are every example once."""
+    order = np.argsort(rows.lengths, kind="stable")[rank::size]
     for start in range(0, len(order), VALIDATION_BATCH):
         yield from rows.batches(order[start : start + VALIDATION_BATCH], 1)

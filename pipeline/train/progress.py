@@ -22,10 +22,11 @@ class TrainingProgress:
     Args:
         total: steps of the whole training.
         unit: what the rate counts, e.g. "targets".
+        shown: False shows nothing: of several processes one is enough to look at.
     """
 
-    def __init__(self, total: int, *, unit: str) -> None:
-        self._console = Console(stderr=True)
+    def __init__(self, total: int, *, unit: str, shown: bool = True) -> None:
+        self._console = Console(stderr=True, quiet=not shown)
         self._unit = unit
         self._total = total
         self._said = time.monotonic()

@@ -10,7 +10,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,8 +24,10 @@ from pipeline.errors import IntegrityError, PrefixError, TrainingError
 from pipeline.params import PrefixParams, Task, TrainingParams
 from pipeline.prefix.adapter import save_adapter
 from pipeline.prefix.attention import attach
+from pipeline.prefix.tuning import Prefix
 from pipeline.train import checkpoints, initialisation
 from pipeline.train.batches import ClassificationRows, GenerationRows, Rows
+from pipeline.train.process_group import ProcessGroup, joined
 from pipeline.train.training_loop import Ending, Loop, OnCurve
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 ADAPTER, SUMMARY = "adapter", "summary.json"
-_HARMLESS = {"checkpoint_seconds", "threads"}
+_HARMLESS = {"checkpoint_seconds", "threads", "processes"}
 """Settings that may change between a training and its resumption."""
 _log = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ class TrainedSummary:
         base_digest_before, base_digest_after: `pipeline.base.base_model.weights_digest`.
         initial_text: what the prefix was started from; None for noise.
         stopped: what ended it.
+        processes: how many trained it together, since the last resumption.
     """
 
     manifest: Mapping[str, str]
@@ -68,6 +71,7 @@ class TrainedSummary:
     base_digest_after: str
     initial_text: str | None
     stopped: Ending
+    processes: int
 
     def to_json(self) -> dict[str, Any]:
         """As trained.json holds it."""
@@ -94,6 +98,10 @@ def train(
     The model is left as it was found, head included. Interrupted (Ctrl-C, SIGTERM, a kill), the same call goes
     on from the newest checkpoint, to the same bits; finished, it only writes the outputs again.
 
+    Called in every process that torchrun started, with equal arguments, the processes train together, on this machine
+    or several. Only that of rank 0 reads and writes `checkpoint_folder` and `out`, and calls `on_curve`; all return the
+    same. `training_params.processes` is for who starts them (`pipeline.train.launch`).
+
     Args:
         model: from `pipeline.base.base_model.load`.
         prepared: the folder with train/ and validation/, each saved by `datasets.save_to_disk`.
@@ -107,20 +115,27 @@ def train(
     Raises:
         PrefixError: the model or the rows cannot carry this prefix; before anything is computed.
         NonFiniteLossError, TrainingInterruptedError, TrainingError: see `pipeline.train.training_loop.Loop.run`.
+        LostProcessError: another process has ended; its error says why.
         IntegrityError: the base's weights changed.
     """
-    digest_before = weights_digest(model)
-    job = _Job(
-        model, prefix_params, training_params, task, prepared, checkpoint_folder, tokenizer, labels, base_name,
-        base_digest, digest_before,
-    )  # fmt: skip
-    with _threads(training_params.threads), checkpoints.locked(checkpoint_folder):
+    with (
+        joined(model.device) as group,
+        _threads(training_params.threads, group.local_size),
+        checkpoints.locked(checkpoint_folder) if group.first else nullcontext(),
+    ):
+        job = _Job(
+            model, prefix_params, training_params, task, prepared, checkpoint_folder, tokenizer, labels, base_name,
+            base_digest, weights_digest(model), group,
+        )  # fmt: skip
+        job.check_equal()
         summary = job.finished() or job.run(on_curve)
-        with checkpoints.saving("the trained prefix", out):
-            content = checkpoints.opened(job.result)
-            with files.new_folder(out / ADAPTER) as fresh:
-                shutil.copytree(content / ADAPTER, fresh, dirs_exist_ok=True)
-            files.write_bytes(out / checkpoints.CURVES, (content / checkpoints.CURVES).read_bytes())
+        if group.first:
+            with checkpoints.saving("the trained prefix", out):
+                content = checkpoints.opened(job.result)
+                with files.new_folder(out / ADAPTER) as fresh:
+                    shutil.copytree(content / ADAPTER, fresh, dirs_exist_ok=True)
+                files.write_bytes(out / checkpoints.CURVES, (content / checkpoints.CURVES).read_bytes())
+        group.share(b"")  # no process returns before the outputs are there
     return summary
 
 
@@ -139,6 +154,7 @@ class _Job:
     base_name: str
     base_digest: str | None
     weights: str
+    group: ProcessGroup
 
     @property
     def result(self) -> Path:
@@ -165,18 +181,39 @@ class _Job:
             }
         )
 
+    def check_equal(self) -> None:
+        """Refuse processes that were not given the same base, rows and settings.
+
+        Raises:
+            TrainingError: naming those that differ from the process of rank 0.
+        """
+        found = self.group.gather(self.identity)
+        others = [str(rank) for rank, identity in enumerate(found) if identity != found[0]]
+        if others:
+            raise TrainingError(
+                f"the processes of rank {', '.join(others)} were given other settings, data or base weights than that "
+                "of rank 0; expected the same files and settings on every machine"
+            )
+
     def finished(self) -> TrainedSummary | None:
         """The summary of an earlier call that came to its end; None if there was none, or it was damaged."""
+        recorded = self._recorded() if self.group.first else None
+        recorded = json.loads(self.group.share(json.dumps(recorded).encode()))
+        return None if recorded is None else TrainedSummary(**recorded)
+
+    def _recorded(self) -> dict[str, Any] | None:
         if not self.result.exists():
             return None
         try:
-            recorded = json.loads((checkpoints.opened(self.result) / SUMMARY).read_text(encoding="utf-8"))
+            recorded: dict[str, Any] = json.loads(
+                (checkpoints.opened(self.result) / SUMMARY).read_text(encoding="utf-8")
+            )
         except IntegrityError as error:
             _log.warning("a finished training is not used, and done again: %s", error)
             shutil.rmtree(self.result)
             return None
         checkpoints.check_identity(self.folder, recorded.pop("identity"), self.identity)
-        return TrainedSummary(**recorded)
+        return recorded
 
     def run(self, on_curve: OnCurve | None) -> TrainedSummary:
         """Train, and keep the result."""
@@ -202,15 +239,30 @@ class _Job:
                 identity=self.identity,
                 on_curve=on_curve,
                 unit="tokens" if self.task == "generation" else "examples",
+                group=self.group,
             )
             stopped = loop.run()
+        for rank, after in enumerate(self.group.gather(weights_digest(self.model))):
+            if after != self.weights:
+                where = "" if self.group.size == 1 else f" in the process of rank {rank}"
+                raise IntegrityError(
+                    [f"weights were {self.weights}", f"weights are  {after}{where}"],
+                    heading=f"{self.base_name}: the frozen base changed during training; the prefix is not kept:",
+                )
+        summary = self._keep(prefix, groups, loop, text, stopped) if self.group.first else None
+        shared = self.group.share(json.dumps(summary.to_json() if summary else None).encode())
+        return summary or TrainedSummary(**json.loads(shared))
+
+    def _keep(
+        self,
+        prefix: Prefix,
+        groups: Mapping[str, Mapping[str, torch.nn.Parameter]],
+        loop: Loop,
+        text: str | None,
+        stopped: Ending,
+    ) -> TrainedSummary:
+        """Write the result to the folder of checkpoints, which are dropped then."""
         counters = loop.counters
-        after = weights_digest(self.model)
-        if after != self.weights:
-            raise IntegrityError(
-                [f"weights were {self.weights}", f"weights are  {after}"],
-                heading=f"{self.base_name}: the frozen base changed during training; the prefix is not kept:",
-            )
         if counters.best_loss is None or counters.best_accuracy is None:
             raise TrainingError("no validation was done; this is a fault of prefixline, please report it")
         with torch.no_grad():
@@ -241,9 +293,10 @@ class _Job:
                 base_parameters=_base_parameters(self.model),
                 seconds=round(counters.seconds, 3),
                 base_digest_before=self.weights,
-                base_digest_after=after,
+                base_digest_after=self.weights,  # as `run` has just made sure of
                 initial_text=text,
                 stopped=stopped,
+                processes=self.group.size,
             )
             files.write_json(content / SUMMARY, {"identity": self.identity, **summary.to_json()})
         checkpoints.drop(self.folder)
@@ -304,10 +357,11 @@ def _trainable(head: Mapping[str, torch.nn.Parameter]) -> Iterator[None]:
 
 
 @contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def _threads(count: int | None, processes: int) -> Iterator[None]:
+    """`count` CPU threads inside the block, shared out among the processes of this machine."""
     before = torch.get_num_threads()
     if count is not None:
-        torch.set_num_threads(count)
+        torch.set_num_threads(max(1, count // processes))
     try:
         yield
     finally:

@@ -2,31 +2,40 @@
 
 Everything that decides the result is a function of the settings and of what a checkpoint holds, so a training
 that was killed and resumed ends with the same bits as one that was not (on the same machine, with the same
-number of threads).
+number of threads and processes).
+
+Several processes train one prefix by the same loop (`pipeline.train.process_group`): each computes its share of the
+step's examples, the sums of their gradients and losses are divided by the step's number of targets, and every process
+clips and steps alike. With the gradients go the wishes to stop and to save, so that all do either after the same step.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
+import io
 import json
 import math
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
+import safetensors.torch
 import torch
 
-from pipeline.errors import NonFiniteLossError, TrainingInterruptedError
+from pipeline.errors import NonFiniteLossError, TrainingError, TrainingInterruptedError
 from pipeline.params import TrainingParams
 from pipeline.train import checkpoints
-from pipeline.train.batches import Indices, Rows, epoch_steps, validation_batches
+from pipeline.train.batches import Indices, Rows, epoch_steps, part_of, validation_batches
 from pipeline.train.losses import batch_loss
+from pipeline.train.process_group import ALONE, ProcessGroup
 from pipeline.train.progress import TrainingProgress
 
 if TYPE_CHECKING:
@@ -100,6 +109,9 @@ class Counters:
     curve_bytes: int = 0
 
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
 class Interruption:
     """While in force, the first SIGINT or SIGTERM is only noted; the second SIGINT interrupts at once.
 
@@ -112,7 +124,7 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in _SIGNALS:
                 self._before[number] = signal.signal(number, self._note)
         return self
 
@@ -137,7 +149,8 @@ class Loop:
         rows, validation: the splits.
         folder: for checkpoints and curves.
         identity: digest of all that decides the result; a checkpoint of another is refused.
-        on_curve: told each line of the curves as it is written.
+        on_curve: told each line of the curves as it is written, in the process that writes.
+        group: the processes that train together; they must have been given equal arguments.
     """
 
     def __init__(
@@ -152,12 +165,17 @@ class Loop:
         identity: str,
         on_curve: OnCurve | None,
         unit: str,
+        group: ProcessGroup = ALONE,
     ) -> None:
         self.counters = Counters()
         self.plan = Plan.of(params, len(rows.lengths))
         self._model, self._rows, self._validation = model, rows, validation
         self._params, self._folder, self._identity = params, folder, identity
-        self._on_curve, self._unit = on_curve, unit
+        self._on_curve, self._unit, self._group = on_curve, unit, group
+        self._curves: io.FileIO | None = None
+        self._saved = 0.0
+        self._save_due = False
+        self._agreed: str | None = None
         self.trained = {
             f"{group}.{name}": p for group, members in groups.items() for name, p in members.items()
         }
@@ -180,15 +198,17 @@ class Loop:
 
         Raises:
             NonFiniteLossError: a loss or gradient is NaN or infinite; no checkpoint of that step is kept.
-            TrainingInterruptedError: SIGINT or SIGTERM came; a checkpoint was written.
-            TrainingError: a checkpoint could not be written, or those there are of another training.
+            TrainingInterruptedError: SIGINT or SIGTERM came, to any of the processes; a checkpoint was written.
+            LostProcessError: another process has ended.
+            TrainingError: a checkpoint could not be written, those there are of another training, or the processes
+                have come apart.
         """
         self._resume()
-        saved = time.monotonic()
+        self._saved = time.monotonic()
         counters, plan = self.counters, self.plan
         with (
-            (self._folder / checkpoints.CURVES).open("ab", buffering=0) as self._curves,
-            TrainingProgress(plan.total, unit=self._unit) as self._progress,
+            self._curves_opened(),
+            TrainingProgress(plan.total, unit=self._unit, shown=self._group.first) as self._progress,
             Interruption() as self._interruption,
         ):
             if counters.step:
@@ -196,34 +216,46 @@ class Loop:
             if counters.validation_due:
                 self._validate()
             while True:
-                if self._params.patience is not None and counters.worse >= self._params.patience:
-                    return "patience"
-                if counters.step == plan.total:
-                    return "epochs" if plan.total == plan.epoch_steps * self._params.epochs else "max_steps"
+                if (ending := self._ending()) is not None:
+                    self._check_alike()
+                    return ending
                 self._step()
                 self._stop_if_interrupted()
                 if counters.validation_due:
                     self._validate()
-                if time.monotonic() - saved >= self._params.checkpoint_seconds:
+                if self._save_due:
                     self._save()
-                    saved = time.monotonic()
+
+    def _ending(self) -> Ending | None:
+        """What ends the training here; None while it goes on."""
+        counters, plan, patience = self.counters, self.plan, self._params.patience
+        if patience is not None and counters.worse >= patience:
+            return "patience"
+        if counters.step < plan.total:
+            return None
+        return "epochs" if plan.total == plan.epoch_steps * self._params.epochs else "max_steps"
 
     def _step(self) -> None:
         began = time.monotonic()
         counters = self.counters
         step = counters.step + 1
-        batches = self._rows.batches(self._examples(step), self._params.gradient_accumulation)
-        targets = sum(len(batch.targets) for batch in batches)
+        mine = self._examples(step)
+        pieces = math.ceil(self._params.gradient_accumulation / self._group.size)
+        batches = self._rows.batches(mine, pieces) if len(mine) else ()
         share = self.plan.rate(step)
         for group in self._optimiser.param_groups:
             group["lr"] = group["base"] * share
         self._optimiser.zero_grad()
-        loss = 0.0
+        loss, targets = 0.0, 0.0
         for batch in batches:
-            # By the step's targets, not the batch's: so its pieces add up to the gradient of the whole.
-            piece = batch_loss(self._model, batch).total / targets
-            piece.backward()  # type: ignore[no-untyped-call]
-            loss += piece.item()
+            piece = batch_loss(self._model, batch)
+            piece.total.backward()  # type: ignore[no-untyped-call]
+            loss, targets = loss + piece.total.item(), targets + piece.targets
+        loss, targets = self._added([loss, targets], self._gradients())
+        # By the targets of the whole step: so pieces, of one process or of several, add up to what one batch gives.
+        loss /= targets
+        for gradient in self._gradients():
+            gradient /= targets
         norm = float(torch.nn.utils.clip_grad_norm_(self.trained.values(), self._params.max_grad_norm))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self._fail(step, f"the loss is {loss:g} and the gradient's norm {norm:g}")
@@ -246,11 +278,14 @@ class Loop:
     def _validate(self) -> None:
         began = time.monotonic()
         counters = self.counters
-        total, targets, right = 0.0, 0, 0
-        for batch in validation_batches(self._validation):
+        total, targets, right = 0.0, 0.0, 0.0
+        for batch in validation_batches(self._validation, self._group.rank, self._group.size):
             piece = batch_loss(self._model, batch)
             total, targets, right = total + piece.total.item(), targets + piece.targets, right + piece.right
-            self._stop_if_interrupted()
+            if self._interruption.name is not None:
+                break  # the sums below tell the other processes, and what they add up to is not used
+        total, targets, right = self._added([total, targets, right])
+        self._stop_if_interrupted()
         loss, accuracy = total / targets, right / targets
         if not math.isfinite(loss):
             self._fail(counters.step, f"the validation loss is {loss:g}")
@@ -269,14 +304,33 @@ class Loop:
         self._note(kind="validation", loss=loss, accuracy=accuracy)
 
     def _examples(self, step: int) -> Indices:
+        """This process's share of step number `step`."""
         epoch, within = divmod(step - 1, self.plan.epoch_steps)
         if self._epoch[0] != epoch:
             params = self._params
             steps = epoch_steps(self._rows.lengths, params.batch_size, seed=params.seed, epoch=epoch)
             self._epoch = (epoch, steps)
-        return self._epoch[1][within]
+        return part_of(self._epoch[1][within], self._rows.lengths, self._group.rank, self._group.size)
+
+    def _gradients(self) -> list[torch.Tensor]:
+        """Of all that is trained; zero where this process had nothing that depends on it."""
+        for parameter in self.trained.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        return [parameter.grad for parameter in self.trained.values() if parameter.grad is not None]
+
+    def _added(self, figures: Sequence[float], tensors: Sequence[torch.Tensor] = ()) -> list[float]:
+        """Sums over all processes (see `ProcessGroup.sum`); on the way they agree whether to stop or to save."""
+        due = self._group.first and time.monotonic() - self._saved >= self._params.checkpoint_seconds
+        heard = [self._interruption.name == number.name for number in _SIGNALS]
+        *sums, due_sum, interrupts, terminations = self._group.sum(tensors, [*figures, due, *heard])
+        self._save_due = due_sum > 0
+        self._agreed = "SIGINT" if interrupts else "SIGTERM" if terminations else None
+        return sums
 
     def _note(self, **figures: Any) -> None:
+        if self._curves is None:
+            return
         step = self.counters.step
         line = {
             "step": step,
@@ -300,11 +354,13 @@ class Loop:
         )
 
     def _stop_if_interrupted(self) -> None:
-        if self._interruption.name is None:
+        # Of several processes none stops because of what it alone has heard: the others would wait for it.
+        name = self._interruption.name if self._group.size == 1 else self._agreed
+        if name is None:
             return
         self._save()
         raise TrainingInterruptedError(
-            f"stopped by {self._interruption.name} after step {self.counters.step} of {self.plan.total}; "
+            f"stopped by {name} after step {self.counters.step} of {self.plan.total}; "
             "a checkpoint is kept: run the same command again and training goes on from there"
         )
 
@@ -314,37 +370,93 @@ class Loop:
         return {name: parameter.detach().clone() for name, parameter in self.trained.items()}
 
     def _save(self) -> None:
+        """Write a checkpoint; every process returns when it is written."""
         if not all(torch.isfinite(parameter).all() for parameter in self.trained.values()):
             self._fail(self.counters.step, "the trained numbers are not finite")
-        with checkpoints.saving("the curve", self._folder):
-            os.fsync(self._curves.fileno())
-        self.counters.curve_bytes = self._curves.tell()
+        self._check_alike()
+        if self._curves is not None:
+            with checkpoints.saving("the curve", self._folder):
+                os.fsync(self._curves.fileno())
+            self.counters.curve_bytes = self._curves.tell()
+            state = {"identity": self._identity, **asdict(self.counters)}
+            checkpoints.write(self._folder, self.counters.step, state, self._state())
+        self._group.share(b"")
+        self._saved = time.monotonic()
+
+    def _state(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint holds in tensors."""
         tensors = {f"now.{name}": parameter.detach() for name, parameter in self.trained.items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
         for name, parameter in self.trained.items():
             for key, value in self._optimiser.state[parameter].items():
                 tensors[f"adam.{key}.{name}"] = value
         tensors["generator"] = torch.get_rng_state()
-        state = {"identity": self._identity, **asdict(self.counters)}
-        checkpoints.write(self._folder, self.counters.step, state, tensors)
+        return tensors
+
+    def _check_alike(self) -> None:
+        """Refuse to go on where the processes do not hold the same numbers, to the bit.
+
+        Raises:
+            TrainingError: they have come apart.
+        """
+        if self._group.size == 1:
+            return
+        sha256 = hashlib.sha256()
+        for parameter in self.trained.values():
+            sha256.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        found = self._group.gather(sha256.hexdigest())
+        apart = [str(rank) for rank, digest in enumerate(found) if digest != found[0]]
+        if apart:
+            raise TrainingError(
+                f"after step {self.counters.step} of {self.plan.total} the processes of rank {', '.join(apart)} hold "
+                "other numbers than that of rank 0; expected the same to the bit. Train on machines of one kind, with "
+                "equal libraries and numbers of threads"
+            )
 
     def _resume(self) -> None:
+        """Go on from the newest checkpoint, if there is one; every process from what that of rank 0 reads."""
+        found = self._read() if self._group.first else None
+        state, tensors = found or ({}, {})
+        if self._group.size > 1:
+            # Without a checkpoint too: where all start from is then the same to the bit.
+            tensors = tensors or {
+                f"now.{name}": parameter.detach() for name, parameter in self.trained.items()
+            }
+            state = json.loads(self._group.share(json.dumps(state).encode()))
+            tensors = safetensors.torch.load(self._group.share(safetensors.torch.save(tensors)))
+        with torch.no_grad():
+            for name, parameter in self.trained.items():
+                if f"now.{name}" in tensors:
+                    parameter.copy_(tensors[f"now.{name}"])
+        self.best = self._copied()
+        if not state:
+            return
+        self.counters = Counters(**state)
+        for name, parameter in self.trained.items():
+            self.best[name].copy_(tensors[f"best.{name}"])
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                value = tensors[f"adam.{key}.{name}"]
+                self._optimiser.state[parameter][key] = value if key == "step" else value.to(parameter.device)
+        torch.set_rng_state(tensors["generator"])
+
+    def _read(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
+        """The newest checkpoint, the curves cut back to it."""
         with checkpoints.saving("the curve", self._folder):
             found = checkpoints.newest(self._folder)
             curves = self._folder / checkpoints.CURVES
             if found is None:
                 curves.unlink(missing_ok=True)
-                return
+                return None
             state, tensors = found
             checkpoints.check_identity(self._folder, state.pop("identity"), self._identity)
             os.truncate(curves, state["curve_bytes"])  # steps that will be done again
-        self.counters = Counters(**state)
-        with torch.no_grad():
-            for name, parameter in self.trained.items():
-                parameter.copy_(tensors[f"now.{name}"])
-                self.best[name].copy_(tensors[f"best.{name}"])
-        for name, parameter in self.trained.items():
-            for key in ("step", "exp_avg", "exp_avg_sq"):
-                value = tensors[f"adam.{key}.{name}"]
-                self._optimiser.state[parameter][key] = value if key == "step" else value.to(parameter.device)
-        torch.set_rng_state(tensors["generator"])
+        return state, tensors
+
+    @contextmanager
+    def _curves_opened(self) -> Iterator[None]:
+        """The curves can be written inside the block, by the process that writes."""
+        if not self._group.first:
+            yield
+            return
+        with (self._folder / checkpoints.CURVES).open("ab", buffering=0) as self._curves:
+            yield

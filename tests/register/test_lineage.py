@@ -122,6 +122,7 @@ def _key(entry: PrefixEntry, **changes: Any) -> str:
     [
         {"schedule": {"cron": "0 3 * * *"}},
         {"training": {"checkpoint_seconds": 5}},
+        {"training": {"processes": 2}},
         {"data": {"path": "data/moved.jsonl"}},
         {"data": {"path": "data/reviews.jsonl", "imported_from": "elsewhere.jsonl"}},
         {"base_model": "twin"},

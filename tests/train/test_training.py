@@ -459,6 +459,62 @@ def test_a_killed_training_resumes_to_the_same_bytes(bench: Bench) -> None:
     assert summary.steps == 10
 
 
+_KILLED_WHILE_SAVING = """
+import os, signal, sys
+from pathlib import Path
+from pipeline.environment import quiet_environment
+os.environ.update(quiet_environment())
+import torch
+torch.set_num_threads(1)
+from tests.train.test_training import Bench, resolved
+task, base, prepared, root, kills = sys.argv[1:]
+bench = Bench(task, resolved(Path(base)), Path(prepared), Path(root))
+bench.model()  # what it imports need not be imported after every fork
+flush = os.fsync
+for kill in range(1, int(kills) + 1):
+    if (child := os.fork()) == 0:  # one thread computes here, so none is missing after it
+        left = kill
+        def fsync(handle):
+            global left
+            flush(handle)
+            left -= 1
+            if not left:
+                os.kill(os.getpid(), signal.SIGKILL)
+        os.fsync = fsync
+        bench.train()
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    written = sorted(path.name for path in bench.checkpoints.glob("step-*"))
+    half = len(list(bench.checkpoints.glob(".*")))
+    print(os.WTERMSIG(status), half, *written)
+"""
+
+
+def test_a_training_that_is_killed_at_every_moment_of_saving_ends_with_the_same_bytes(
+    classification: Bench,
+) -> None:
+    """A checkpoint is flushed to the disk nine times while it is written: by the n-th kill, the n-th since it began."""
+    whole, killed = classification.beside("whole"), classification.beside("killed")
+    whole.train()
+    base = classification.base.folder
+    command = [
+        sys.executable, "-c", _KILLED_WHILE_SAVING, "classification", str(base), str(killed.prepared), str(killed.root), "12",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    kills = [line.split() for line in done.stdout.splitlines()]
+    assert [int(number) for number, *_ in kills] == [signal.SIGKILL] * 12
+    assert {int(half) for _, half, *_ in kills} == {0, 1}
+    assert sum(int(half) for _, half, *_ in kills) >= 7  # most kills left a half-written checkpoint
+    assert kills[0][2:] == []  # the first one before there was any
+
+    killed.train()
+
+    assert killed.adapter == whole.adapter
+    assert figures(killed.root / "out" / "curves.jsonl") == figures(whole.root / "out" / "curves.jsonl")
+    assert not list(killed.checkpoints.glob(".*"))
+
+
 @pytest.mark.parametrize("prefix", [PREFIX, {"length": 3, "projection": 4, "initialisation": "random"}])
 def test_a_training_that_crashes_at_every_step_ends_with_the_same_bytes(
     classification: Bench, prefix: dict[str, Any]
@@ -498,9 +554,9 @@ def test_a_signal_during_a_validation_makes_it_be_done_again(
     whole.train()
     batches = training_loop.validation_batches
 
-    def interrupted(rows: Any) -> Iterator[Any]:
+    def interrupted(*arguments: Any) -> Iterator[Any]:
         os.kill(os.getpid(), signal.SIGINT)
-        yield from batches(rows)
+        yield from batches(*arguments)
 
     with monkeypatch.context() as patched:
         patched.setattr(training_loop, "validation_batches", interrupted)
