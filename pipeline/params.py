@@ -23,6 +23,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Task = Literal["classification", "generation"]
+Dtype = Literal["float32", "bfloat16"]
 
 Texts = Annotated[tuple[str, ...], Field(strict=False)]
 """A list in YAML is a tuple here; what is in it is not turned into anything."""
@@ -169,6 +170,9 @@ class TrainingParams(_Section):
     `batch_size` is in examples per optimiser step (a source with all of its references is one example);
     it is computed in `gradient_accumulation` pieces. `patience` is in validations without a better loss;
     null never stops early. `warmup` is a share of all steps. `max_steps` ends the epochs sooner.
+    `gradient_checkpointing` computes the layers twice instead of keeping what they made: less memory, more time,
+    the same result. `dtype` is what the base multiplies matrices in while the prefix is trained; bfloat16 is faster
+    on processors that have it and slower on others. Validations and the test are in float32 always.
     """
 
     learning_rate: Annotated[float, Field(gt=0, le=100)] = 0.03
@@ -184,6 +188,8 @@ class TrainingParams(_Section):
     validations_per_epoch: Annotated[int, Field(ge=1)] = 1
     patience: Annotated[int, Field(ge=1)] | None = 3
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 30.0
+    gradient_checkpointing: bool = False
+    dtype: Dtype = "float32"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     threads: Annotated[int, Field(ge=1)] | None = None
 

@@ -16,6 +16,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from pipeline.prefix.architecture import anatomy
+from pipeline.prefix.lean import last_layer_at
 
 CHUNK = 2**23
 """Logits in a chunk at most: 32 MB in float32."""
@@ -35,9 +36,11 @@ def target_loss(
     Returns:
         The sum over the targets in nats, a scalar with a graph where gradients are on; and the count.
     """
-    base = anatomy(model).base
-    outputs = base(**inputs)
+    found = anatomy(model)
+    base = found.base
     places, place = positions.unique(return_inverse=True)  # several targets may be predicted at one place
+    with last_layer_at(found, places):
+        outputs = base(**inputs)
     order = place.argsort(stable=True)
     hidden = outputs.last_hidden_state.flatten(0, 1)[places]  # [places, hidden]
     size = max(1, CHUNK // model.get_output_embeddings().weight.shape[0])

@@ -221,7 +221,7 @@ class Loop:
         loss = 0.0
         for batch in batches:
             # By the step's targets, not the batch's: so its pieces add up to the gradient of the whole.
-            piece = batch_loss(self._model, batch).total / targets
+            piece = batch_loss(self._model, batch, self._params.dtype).total / targets
             piece.backward()  # type: ignore[no-untyped-call]
             loss += piece.item()
         norm = float(torch.nn.utils.clip_grad_norm_(self.trained.values(), self._params.max_grad_norm))
