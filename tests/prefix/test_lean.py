@@ -91,7 +91,10 @@ def test_a_model_whose_layers_are_not_in_a_list_is_not_recomputed() -> None:
     for number, layer in enumerate(layers):
         model.model.add_module(f"layer{number}", layer)
     del model.model.layers
-    with pytest.raises(PrefixError, match="set training.gradient_checkpointing to false"), lean(model, recompute=True):
+    with (
+        pytest.raises(PrefixError, match=r"set training\.gradient_checkpointing to false"),
+        lean(model, recompute=True),
+    ):
         pass
     with lean(model, recompute=False):
         pass
@@ -103,7 +106,9 @@ def test_the_last_feed_forward_part_runs_at_the_places_that_are_read(family: str
     rows: list[int] = []
     for module in model.modules():
         if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
-            module.register_forward_hook(lambda _, __, output: rows.append(output.numel() // output.shape[-1]))
+            module.register_forward_hook(
+                lambda _, __, output: rows.append(output.numel() // output.shape[-1])
+            )
     inputs = models.batch()
     with attach(model, models.random_prefix(model)):
         every = model.base_model(**inputs).last_hidden_state
