@@ -23,6 +23,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Task = Literal["classification", "generation"]
+Dtype = Literal["float32", "bfloat16"]
 
 Texts = Annotated[tuple[str, ...], Field(strict=False)]
 """A list in YAML is a tuple here; what is in it is not turned into anything."""
@@ -170,6 +171,10 @@ class TrainingParams(_Section):
     it is computed in `gradient_accumulation` pieces. `patience` is in validations without a better loss;
     null never stops early. `warmup` is a share of all steps. `max_steps` ends the epochs sooner.
 
+    `gradient_checkpointing` computes the layers twice instead of keeping what they made: less memory, more time,
+    the same result. `dtype` is what the base multiplies matrices in while the prefix is trained; bfloat16 is faster
+    on processors that have it and slower on others. Validations and the test are in float32 always.
+
     `processes` train together on this machine, each on its share of every step; they add up to the same result but for
     rounding. `threads` and the pieces of `gradient_accumulation` are of all of them together.
     """
@@ -187,6 +192,8 @@ class TrainingParams(_Section):
     validations_per_epoch: Annotated[int, Field(ge=1)] = 1
     patience: Annotated[int, Field(ge=1)] | None = 3
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 30.0
+    gradient_checkpointing: bool = False
+    dtype: Dtype = "float32"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     threads: Annotated[int, Field(ge=1)] | None = None
     processes: Annotated[int, Field(ge=1)] = 1

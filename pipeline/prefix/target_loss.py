@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from pipeline.prefix.architecture import anatomy
+from pipeline.prefix.lean import last_layer_at
 
 CHUNK = 2**23
 """Logits in a chunk at most: 32 MB in float32."""
@@ -35,12 +35,18 @@ def target_loss(
     Returns:
         The sum over the targets in nats, a scalar with a graph where gradients are on; and the count.
     """
-    base = anatomy(model).base
-    outputs = base(**inputs)
-    hidden = outputs.last_hidden_state.flatten(0, 1)[positions]  # [T, hidden]
+    found = anatomy(model)
+    base = found.base
+    places, place = torch.unique(
+        positions, return_inverse=True
+    )  # several targets may be predicted at one place
+    with last_layer_at(found, places):
+        outputs = base(**inputs)
+    order = place.argsort(stable=True)
+    hidden = outputs.last_hidden_state.flatten(0, 1)[places]  # [places, hidden]
     size = max(1, CHUNK // model.get_output_embeddings().weight.shape[0])
     with _after(model, base, type(outputs)) as logits_of:
-        total, right = _Loss.apply(hidden, targets, size, logits_of)  # type: ignore[no-untyped-call]
+        total, right = _Loss.apply(hidden, place[order], targets[order], size, logits_of)  # type: ignore[no-untyped-call]
     return total, int(right)
 
 
@@ -57,7 +63,7 @@ def _after(
     def logits_of(hidden: torch.Tensor) -> torch.Tensor:
         given[:] = [hidden]
         logits: torch.Tensor = model().logits
-        return logits[0].float()
+        return logits.flatten(0, 1).float()  # a view: logits[0] would have a gradient with zeros around it
 
     before = base.__dict__.get("forward")
     base.__dict__["forward"] = instead
@@ -70,35 +76,53 @@ def _after(
 
 
 class _Loss(torch.autograd.Function):
-    """Sum of the losses, whose gradient is made chunk by chunk on the way forward."""
+    """Sum of the losses, whose gradient is made chunk by chunk on the way forward.
+
+    The gradient of the logits is written down: probabilities minus ones at the targets. So a chunk needs two tensors
+    of its logits' size, of which the second serves all chunks.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
         hidden: torch.Tensor,
+        place: torch.Tensor,
         targets: torch.Tensor,
         size: int,
         logits_of: Callable[[torch.Tensor], torch.Tensor],
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`hidden` [places, hidden]; `targets` [T], and `place` [T], in rising order, the row each is predicted at."""
         wanted = ctx.needs_input_grad[0]
         total = torch.zeros((), device=hidden.device)
         right = torch.zeros((), dtype=torch.long, device=hidden.device)
-        gradients = []
-        for chunk, labels in zip(torch.split(hidden, size), torch.split(targets, size), strict=True):
-            part = chunk.detach().requires_grad_(wanted)
+        gradient = torch.empty_like(hidden) if wanted else None
+        shared: torch.Tensor | None = None
+        starts = range(0, len(hidden), size)
+        bounds = torch.searchsorted(place, torch.tensor([*starts, len(hidden)], device=place.device)).tolist()
+        for start, first, end in zip(starts, bounds, bounds[1:], strict=False):
+            part = hidden[start : start + size].detach().requires_grad_(wanted)
+            rows, labels = place[first:end] - start, targets[first:end]
             with torch.set_grad_enabled(wanted):
                 logits = logits_of(part)
-                loss = functional.cross_entropy(logits, labels, reduction="sum")
-            if wanted:
-                gradients.append(torch.autograd.grad(loss, part)[0])
-            total += loss.detach()
-            right += (logits.detach().argmax(-1) == labels).sum()
-        if wanted:
-            ctx.save_for_backward(torch.cat(gradients))
+            with torch.no_grad():
+                if shared is None:
+                    shared = torch.empty_like(logits)
+                likelihood = torch.log_softmax(logits, -1, out=shared[: len(part)])
+                total -= likelihood[rows, labels].sum()
+                right += (logits.argmax(-1)[rows] == labels).sum()
+            if gradient is not None:
+                count = torch.bincount(rows, minlength=len(part))
+                upstream = likelihood.exp_()
+                several = (count > 1).nonzero()[:, 0]
+                upstream[several] *= count[several, None]
+                upstream.index_put_((rows, labels), upstream.new_tensor(-1.0), accumulate=True)
+                gradient[start : start + size] = torch.autograd.grad(logits, part, upstream)[0]
+        if gradient is not None:
+            ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(right)
         return total, right
 
     @staticmethod
-    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * upstream[0].to(gradient.dtype), None, None, None
+        return gradient * upstream[0].to(gradient.dtype), None, None, None, None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
+from pipeline.params import Dtype
 from pipeline.prefix.packing import PackedRows
 from pipeline.prefix.target_loss import target_loss
 from pipeline.train.batches import AnyBatch
@@ -25,9 +26,18 @@ class BatchLoss:
     right: int
 
 
-def batch_loss(model: PreTrainedModel, batch: AnyBatch) -> BatchLoss:
-    """The loss of `batch` under `model` as it stands (with whatever prefix is attached)."""
+def batch_loss(model: PreTrainedModel, batch: AnyBatch, dtype: Dtype = "float32") -> BatchLoss:
+    """The loss of `batch` under `model` as it stands (with whatever prefix is attached).
+
+    With `dtype` bfloat16 the base's products of matrices are made in it (torch's autocast); its weights, the prefix,
+    its gradient and the loss itself stay float32.
+    """
     batch = _moved(batch, model.device)
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+        return _loss(model, batch)
+
+
+def _loss(model: PreTrainedModel, batch: AnyBatch) -> BatchLoss:
     inputs = {"input_ids": batch.input_ids}
     if isinstance(batch, PackedRows):
         inputs |= {"attention_mask": batch.mask(model), "position_ids": batch.position_ids}

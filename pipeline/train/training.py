@@ -24,6 +24,7 @@ from pipeline.errors import IntegrityError, PrefixError, TrainingError
 from pipeline.params import PrefixParams, Task, TrainingParams
 from pipeline.prefix.adapter import save_adapter
 from pipeline.prefix.attention import attach
+from pipeline.prefix.lean import lean
 from pipeline.prefix.tuning import Prefix
 from pipeline.train import checkpoints, initialisation
 from pipeline.train.batches import ClassificationRows, GenerationRows, Rows
@@ -228,7 +229,8 @@ class _Job:
             seed=self.training_params.seed,
         )
         groups = {"prefix": dict(prefix.named_parameters()), "head": head_parameters(self.model)}
-        with _trainable(groups["head"]), attach(self.model, prefix):
+        recompute = self.training_params.gradient_checkpointing
+        with _trainable(groups["head"]), attach(self.model, prefix), lean(self.model, recompute=recompute):
             loop = Loop(
                 self.model,
                 groups,

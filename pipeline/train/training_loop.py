@@ -248,7 +248,7 @@ class Loop:
         self._optimiser.zero_grad()
         loss, targets = 0.0, 0.0
         for batch in batches:
-            piece = batch_loss(self._model, batch)
+            piece = batch_loss(self._model, batch, self._params.dtype)
             piece.total.backward()  # type: ignore[no-untyped-call]
             loss, targets = loss + piece.total.item(), targets + piece.targets
         loss, targets = self._added([loss, targets], self._gradients())

@@ -16,7 +16,9 @@ from transformers import (
     PreTrainedModel,
 )
 
+from pipeline.prefix.attention import attach
 from pipeline.prefix.packing import PackedRows
+from pipeline.prefix.tuning import Prefix, PrefixShape
 from pipeline.train.batches import ClassificationRows, GenerationRows
 from pipeline.train.losses import batch_loss
 
@@ -83,3 +85,24 @@ def test_the_classification_loss_is_transformers_own_times_the_rows() -> None:
         output = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.targets)
     assert found.total.item() == pytest.approx(3 * output.loss.item(), rel=1e-6)
     assert found.right == int((output.logits.argmax(-1) == batch.targets).sum())
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2"])
+def test_in_bfloat16_the_loss_is_nearly_the_same_and_its_gradient_float32(kind: str) -> None:
+    model = decoder(kind).requires_grad_(False)
+    data = datasets.Dataset.from_dict({"input_ids": PROMPTS, "target_ids": TARGETS})
+    (batch,) = GenerationRows(data, pad=0, model=model).batches(np.arange(3), 1)
+    prefix = Prefix(PrefixShape.of_model(model), 3)
+    prefix.init_random(0.5, torch.Generator().manual_seed(0))
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        prefix.zero_grad()
+        with attach(model, prefix):
+            loss = batch_loss(model, batch, dtype).total
+            loss.backward()
+        found.append((loss.item(), prefix.vectors.grad))
+    (expected, gradient), (rough, nearly) = found
+    assert nearly.dtype == loss.dtype == torch.float32
+    assert rough != expected
+    assert rough == pytest.approx(expected, rel=1e-2)
+    assert torch.nn.functional.cosine_similarity(nearly.flatten(), gradient.flatten(), dim=0) > 0.99

@@ -36,8 +36,9 @@ from pipeline.prefix.attention import attach
 from pipeline.prefix.text_start import text_key_values
 from pipeline.prefix.tuning import Prefix, PrefixShape
 from pipeline.train import checkpoints, training_loop
-from pipeline.train.batches import GenerationRows
+from pipeline.train.batches import ClassificationRows, GenerationRows
 from pipeline.train.initialisation import exactly, task_text
+from pipeline.train.losses import batch_loss
 from pipeline.train.progress import TrainingProgress
 from pipeline.train.training import TrainedSummary, train
 from pipeline.train.training_loop import Interruption, Loop, Plan
@@ -308,6 +309,36 @@ def test_accumulated_pieces_have_the_gradient_of_one_big_batch(
     assert loss == pytest.approx(whole, rel=1e-6)
     assert gradient.abs().max() > 1e-3
     assert (accumulated - gradient).abs().max() <= 1e-6
+
+
+def test_gradient_checkpointing_trains_the_same_prefix(bench: Bench) -> None:
+    bench.train()
+    again = bench.beside("recomputed")
+    model = again.model()
+    forwards = {name: module.__dict__.get("forward") for name, module in model.named_modules()}
+    again.train(model=model, gradient_checkpointing=True)
+    assert {name: module.__dict__.get("forward") for name, module in model.named_modules()} == forwards
+    for before, after in zip(bench.lines, again.lines, strict=True):
+        assert after["loss"] == pytest.approx(before["loss"], rel=1e-6)
+
+
+def test_bfloat16_trains_nearly_the_same_prefix_and_is_validated_in_float32(bench: Bench) -> None:
+    bench.train(max_steps=1)
+    again = bench.beside("bfloat16")
+    summary = again.train(max_steps=1, dtype="bfloat16")
+    (before, _), (after, validation) = bench.lines, again.lines
+    assert after["loss"] == pytest.approx(before["loss"], rel=1e-2)
+    assert after["loss"] != before["loss"]
+    model = again.model()
+    prefix, head = load_adapter(again.root / "out" / "adapter", model)
+    assert all(parameter.dtype == torch.float32 for parameter in prefix.parameters())
+    install_head(model, head)
+    rows = datasets.load_from_disk(str(again.prepared / "validation"))
+    split = ClassificationRows(rows, pad=0) if again.labels else GenerationRows(rows, pad=0, model=model)
+    with torch.no_grad(), attach(model, prefix):
+        (piece,) = [batch_loss(model, batch) for batch in split.batches(np.arange(len(rows)), 1)]
+    assert validation["loss"] == pytest.approx(piece.total.item() / piece.targets, rel=1e-6)
+    assert summary.best_validation_loss == validation["loss"]
 
 
 def test_the_best_prefix_is_kept_and_its_loss_is_the_one_reported(bench: Bench) -> None:
