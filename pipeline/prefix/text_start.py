@@ -32,7 +32,7 @@ def text_key_values(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Te
             f"text for the prefix: got shape {list(input_ids.shape)}; expected [P] with P of 1 or more"
         )
     found = anatomy(model)
-    check_window(found, 0, len(input_ids))
+    check_window(found, len(input_ids), 0)
     recorder = _Recorder(len(found.attention))
     undo = switch(model, found, recorder, 0)
     training = model.training

@@ -1,4 +1,4 @@
-"""Training a prefix on prepared rows: from an initial text to an adapter on disk.
+"""Training a prefix on prepared rows: from where it starts to an adapter on disk.
 
 What is trained is the prefix and, for classification, the head on top of the base; the base itself is hashed
 before and after. The model stays in evaluation mode throughout: no dropout in a base that cannot adapt to it.
@@ -22,10 +22,11 @@ from pipeline import digest, files
 from pipeline.base.base_model import head_parameters, weights_digest, window_of
 from pipeline.errors import IntegrityError, PrefixError, TrainingError
 from pipeline.params import PrefixParams, Task, TrainingParams
-from pipeline.prefix.adapter import save_adapter
+from pipeline.prefix.adapter import install_head, save_adapter
 from pipeline.prefix.attention import attach
 from pipeline.train import checkpoints, initialisation
 from pipeline.train.batches import ClassificationRows, GenerationRows, Rows
+from pipeline.train.initialisation import WarmStart
 from pipeline.train.training_loop import Ending, Loop, OnCurve
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class TrainedSummary:
         base_parameters: numbers of the frozen base, without a head.
         seconds: in steps and validations, over all resumptions.
         base_digest_before, base_digest_after: `pipeline.base.base_model.weights_digest`.
-        initial_text: what the prefix was started from; None for noise.
+        start: what the prefix was started from (`pipeline.train.initialisation.Start.record`).
         stopped: what ended it.
     """
 
@@ -66,7 +67,7 @@ class TrainedSummary:
     seconds: float
     base_digest_before: str
     base_digest_after: str
-    initial_text: str | None
+    start: Mapping[str, Any]
     stopped: Ending
 
     def to_json(self) -> dict[str, Any]:
@@ -87,6 +88,7 @@ def train(
     labels: Sequence[str] | None,
     base_name: str,
     base_digest: str | None = None,
+    warm_start: WarmStart | None = None,
     on_curve: OnCurve | None = None,
 ) -> TrainedSummary:
     """Train a prefix for `model`; write `adapter/` and `curves.jsonl` to `out`.
@@ -102,17 +104,19 @@ def train(
         labels: the class names in the order of the label numbers; None for generation.
         base_name: what the adapter's config names as its base.
         base_digest: the base's identity, to be recorded in the adapter.
+        warm_start: the adapter to go on from; None begins anew, as `prefix_params` say.
         on_curve: told each line of the curves; after a resumption steps since the checkpoint come again.
 
     Raises:
-        PrefixError: the model or the rows cannot carry this prefix; before anything is computed.
+        PrefixError: the model or the rows cannot carry this prefix, or `warm_start` does not fit; before anything is
+            computed.
         NonFiniteLossError, TrainingInterruptedError, TrainingError: see `pipeline.train.training_loop.Loop.run`.
         IntegrityError: the base's weights changed.
     """
     digest_before = weights_digest(model)
     job = _Job(
         model, prefix_params, training_params, task, prepared, checkpoint_folder, tokenizer, labels, base_name,
-        base_digest, digest_before,
+        base_digest, digest_before, warm_start,
     )  # fmt: skip
     with _threads(training_params.threads), checkpoints.locked(checkpoint_folder):
         summary = job.finished() or job.run(on_curve)
@@ -139,6 +143,7 @@ class _Job:
     base_name: str
     base_digest: str | None
     weights: str
+    warm_start: WarmStart | None
 
     @property
     def result(self) -> Path:
@@ -162,6 +167,7 @@ class _Job:
                 ],
                 "base": [self.base_name, self.base_digest, self.weights],
                 "head": {name: tensor.tolist() for name, tensor in head_parameters(self.model).items()},
+                "warm_start": None if self.warm_start is None else self.warm_start.adapter_digest,
             }
         )
 
@@ -180,8 +186,9 @@ class _Job:
 
     def run(self, on_curve: OnCurve | None) -> TrainedSummary:
         """Train, and keep the result."""
+        identity = self.identity  # before a head to go on from is in the model
         rows, validation = self._split("train"), self._split("validation")
-        prefix, text = initialisation.start(
+        begun = initialisation.start(
             self.model,
             self.prefix_params,
             self.task,
@@ -189,9 +196,12 @@ class _Job:
             labels=self.labels,
             rows=_saved(self.prepared, "train"),
             seed=self.training_params.seed,
+            warm_start=self.warm_start,
         )
+        prefix = begun.prefix
         groups = {"prefix": dict(prefix.named_parameters()), "head": head_parameters(self.model)}
         with _trainable(groups["head"]), attach(self.model, prefix):
+            install_head(self.model, begun.head)
             loop = Loop(
                 self.model,
                 groups,
@@ -199,7 +209,7 @@ class _Job:
                 validation=validation,
                 params=self.training_params,
                 folder=self.folder,
-                identity=self.identity,
+                identity=identity,
                 on_curve=on_curve,
                 unit="tokens" if self.task == "generation" else "examples",
             )
@@ -242,10 +252,10 @@ class _Job:
                 seconds=round(counters.seconds, 3),
                 base_digest_before=self.weights,
                 base_digest_after=after,
-                initial_text=text,
+                start=begun.record,
                 stopped=stopped,
             )
-            files.write_json(content / SUMMARY, {"identity": self.identity, **summary.to_json()})
+            files.write_json(content / SUMMARY, {"identity": identity, **summary.to_json()})
         checkpoints.drop(self.folder)
         return summary
 

@@ -194,7 +194,7 @@ def test_a_causal_layer_called_without_a_mask_stays_causal() -> None:
 
 def test_a_sliding_window_hides_tokens_but_never_the_prefix() -> None:
     model = decoder("Mistral", sliding_window=3)
-    prefix = random_prefix(model)
+    prefix = random_prefix(model, 3)
     tokens = batch(tokens=12)["input_ids"][2:]
     ours = logits(model, prefix, input_ids=tokens)
     far, near = tokens.clone(), tokens.clone()
@@ -202,8 +202,18 @@ def test_a_sliding_window_hides_tokens_but_never_the_prefix() -> None:
     # three layers of a window of 3 reach back 6 tokens
     assert torch.equal(logits(model, prefix, input_ids=far)[0, -1], ours[0, -1])
     assert not torch.equal(logits(model, prefix, input_ids=near)[0, -1], ours[0, -1])
-    other = random_prefix(model, seed=9)
+    other = random_prefix(model, 3, seed=9)
     assert (logits(model, other, input_ids=tokens)[0, -1] - ours[0, -1]).abs().max() > 1e-2
+
+
+def test_a_prefix_longer_than_the_sliding_window_is_refused() -> None:
+    model = decoder("Mistral", sliding_window=3)
+    attach(model, random_prefix(model, 3)).detach()
+    with pytest.raises(
+        PrefixError, match=r"prefix of 4 positions; .* layers that see 3 \(its sliding window\)"
+    ):
+        attach(model, random_prefix(model, 4))
+    assert not model.model._forward_pre_hooks
 
 
 @pytest.mark.parametrize("make", [decoder, encoder])

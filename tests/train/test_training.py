@@ -37,8 +37,8 @@ from pipeline.prefix.text_start import text_key_values
 from pipeline.prefix.tuning import Prefix, PrefixShape
 from pipeline.train import checkpoints, training_loop
 from pipeline.train.batches import GenerationRows
-from pipeline.train.initialisation import exactly, task_text
 from pipeline.train.progress import TrainingProgress
+from pipeline.train.start_text import repeated
 from pipeline.train.training import TrainedSummary, train
 from pipeline.train.training_loop import Interruption, Loop, Plan
 from tests.training_data import LABELS, classification_rows, generation_rows
@@ -210,8 +210,8 @@ def test_a_generation_prefix_learns_and_moves_at_every_layer(generation: Bench) 
     assert summary.best_validation_loss < losses[0] - 0.5
     model = generation.model()
     prefix, head = load_adapter(generation.root / "out" / "adapter", model)
-    words = base_model.tokenizer(generation.base)(summary.initial_text, add_special_tokens=False).input_ids
-    start = text_key_values(model, torch.tensor(exactly(words, 3)))
+    words = base_model.tokenizer(generation.base)(summary.start["text"], add_special_tokens=False).input_ids
+    start = text_key_values(model, torch.tensor(repeated(words, 3)))
     moved = (prefix.key_values() - start).abs().amax(dim=(2, 3, 4))  # [layers, key or value]
     assert moved.shape == (2, 2)
     assert moved.min() > 0.05
@@ -377,8 +377,12 @@ def test_every_way_to_start_trains_and_is_folded_into_plain_vectors(
     summary = classification.train(prefix=prefix, max_steps=2)
     saved, _ = load_adapter(classification.root / "out" / "adapter", classification.model())
     assert saved.projection is None
-    assert summary.initial_text == (
-        None if prefix.get("initialisation") == "random" else prefix.get("text", "cat dog bird")
+    assert summary.start == (
+        {"from": "random", "scale": 0.02}
+        if prefix.get("initialisation") == "random"
+        else {"from": "text", "text": "the red cat", "made_of": "given"}
+        if "text" in prefix
+        else {"from": "text", "text": "cat dog bird", "made_of": "labels"}
     )
     # vectors, or an embedding and two layers with their biases; then the head
     plain = 2 * 2 * 3 * 32
@@ -395,7 +399,7 @@ def test_the_summary_counts_and_names_what_there_is(classification: Bench) -> No
         "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "curves.jsonl",
     ]  # fmt: skip
     assert summary.base_parameters == sum(parameter.numel() for parameter in model.base_model.parameters())
-    assert (summary.steps, summary.stopped, summary.initial_text) == (10, "epochs", "cat dog bird")
+    assert (summary.steps, summary.stopped, summary.start["text"]) == (10, "epochs", "cat dog bird")
     assert json.loads(json.dumps(summary.to_json())) == summary.to_json()
 
 
@@ -797,26 +801,6 @@ def test_validations_are_spread_over_the_epoch_and_one_is_at_the_end(
 ) -> None:
     plan = Plan.of(TrainingParams.model_validate({"batch_size": 8, **training}), 40)
     assert [step for step in range(1, plan.total + 1) if plan.validates_after(step)] == expected
-
-
-# -- where it starts -----------------------------------------------------------------------------------------
-
-
-def test_the_text_to_start_from_is_the_labels_or_else_the_frequent_words() -> None:
-    rows = datasets.Dataset.from_dict({"text": ["blue cat", "The CAT sat", "a blue dog"]})
-    assert (
-        task_text("classification", ["card_arrival", "lost-card"], rows, words=3) == "card arrival lost card"
-    )
-    assert task_text("classification", ["0", "1"], rows, words=3) == "blue cat dog"
-    targets = datasets.Dataset.from_dict({"targets": [["one fine day", "fine"], ["day one"], ["fine one"]]})
-    assert task_text("generation", None, targets, words=2) == "fine one"
-
-
-def test_its_tokens_are_repeated_or_cut_to_the_length() -> None:
-    assert exactly([1, 2, 3], 7) == [1, 2, 3, 1, 2, 3, 1]
-    assert exactly([1, 2, 3], 2) == [1, 2]
-    with pytest.raises(PrefixError, match="has no tokens"):
-        exactly([], 3)
 
 
 # -- what is shown -------------------------------------------------------------------------------------------
