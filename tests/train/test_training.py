@@ -31,12 +31,13 @@ from pipeline.errors import (
     TrainingInterruptedError,
 )
 from pipeline.params import BaseModelParams, PrefixParams, TrainingParams
-from pipeline.prefix.adapter import install_head, load_adapter
+from pipeline.prefix.adapter import adapter_digest, install_head, load_adapter
 from pipeline.prefix.attention import attach
 from pipeline.prefix.text_start import text_key_values
 from pipeline.prefix.tuning import Prefix, PrefixShape
 from pipeline.train import checkpoints, training_loop
 from pipeline.train.batches import GenerationRows
+from pipeline.train.initialisation import WarmStart
 from pipeline.train.progress import TrainingProgress
 from pipeline.train.start_text import repeated
 from pipeline.train.training import TrainedSummary, train
@@ -98,6 +99,7 @@ class Bench:
         *,
         model: Any = None,
         prefix: Mapping[str, Any] = PREFIX,
+        warm_start: WarmStart | None = None,
         on_curve: Callable[[Mapping[str, Any]], None] | None = None,
         **training: Any,
     ) -> TrainedSummary:
@@ -119,8 +121,14 @@ class Bench:
             labels=self.labels,
             base_name="tiny",
             base_digest=self.base.digest,
+            warm_start=warm_start,
             on_curve=note,
         )
+
+    def warm(self) -> WarmStart:
+        """What was trained here, to go on from."""
+        folder = self.root / "out" / "adapter"
+        return WarmStart(folder, adapter_digest(folder), {"prefix": "words", "version": "1"})
 
     def beside(self, name: str) -> Bench:
         """The same task, trained in another place."""
@@ -801,6 +809,42 @@ def test_validations_are_spread_over_the_epoch_and_one_is_at_the_end(
 ) -> None:
     plan = Plan.of(TrainingParams.model_validate({"batch_size": 8, **training}), 40)
     assert [step for step in range(1, plan.total + 1) if plan.validates_after(step)] == expected
+
+
+# -- going on from an adapter --------------------------------------------------------------------------------
+
+
+def test_a_warm_start_begins_where_the_version_ended_head_included(bench: Bench) -> None:
+    first = bench.train()
+    again = bench.beside("again")
+    second = again.train(
+        warm_start=bench.warm(), prefix={"length": 3, "initialisation": "version"}, max_steps=1,
+        learning_rate=1e-12, head_learning_rate=1e-12,
+    )  # fmt: skip
+    assert second.best_validation_loss == pytest.approx(first.best_validation_loss, abs=1e-5)
+    expected = {
+        "from": "version",
+        "prefix": "words",
+        "version": "1",
+        "adapter_digest": bench.warm().adapter_digest,
+    }
+    assert second.start == expected | ({"head": "continued"} if bench.labels else {})
+
+
+def test_a_warm_start_resumes_to_the_same_bytes_and_is_part_of_what_a_checkpoint_belongs_to(
+    classification: Bench,
+) -> None:
+    classification.train(max_steps=3)
+    warm, prefix = classification.warm(), {"length": 3, "initialisation": "version"}
+    whole, killed = classification.beside("whole"), classification.beside("killed")
+    summary = whole.train(warm_start=warm, prefix=prefix)
+    with pytest.raises(CrashError):
+        killed.train(warm_start=warm, prefix=prefix, on_curve=at_step(6, crash))
+    with pytest.raises(TrainingError, match="a training with other settings"):
+        killed.train(warm_start=None, prefix=prefix)
+    killed.train(warm_start=warm, prefix=prefix)
+    assert killed.adapter == whole.adapter
+    assert whole.train(warm_start=warm, prefix=prefix) == summary  # finished: only written again
 
 
 # -- what is shown -------------------------------------------------------------------------------------------
