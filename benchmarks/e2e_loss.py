@@ -3,7 +3,7 @@
     python benchmarks/e2e_loss.py --data FOLDER --base FOLDER
 
 FOLDER is E2E's (trainset.csv and devset.csv: mr, ref) and a small causal language model's in transformers format. Both
-sides see the same sources with all of their references at every step, so as many target tokens; both use AdamW with the
+sides see the same sources and references at every step, so as many target tokens; both use AdamW with the
 same schedule and clipping. PEFT's prefix tuning starts as it comes, from a normal distribution of standard deviation 1;
 ours by our default, or as --initialisation says. Every rate is tried for --sweep-steps, and the best by the loss on training sources held out is
 then trained for --steps. The development rows are scored once for each side, by one code. Prints JSON; losses are in
@@ -39,7 +39,7 @@ from pipeline.train.losses import batch_loss
 from pipeline.train.training import train
 from pipeline.train.training_loop import Plan
 
-HELD_OUT = 100
+HELD_OUT = 60
 """Training sources that rates are chosen by."""
 
 
@@ -53,8 +53,12 @@ def main() -> None:
     )
     parser.add_argument("--base", type=Path, required=True, help="the base model's folder")
     parser.add_argument("--length", type=int, default=20, help="prefix positions")
+    parser.add_argument("--batch-size", type=int, default=3, help="examples a step")
     parser.add_argument(
-        "--batch-size", type=int, default=1, help="sources a step, with all of their references"
+        "--references",
+        type=int,
+        default=3,
+        help="most references of a source in one example; the others make more",
     )
     parser.add_argument("--rates", type=float, nargs="+", default=[0.03, 0.1, 0.3])
     parser.add_argument("--sweep-steps", type=int, default=400)
@@ -94,7 +98,12 @@ class Bench:
         examples = self.read("trainset.csv")
         held_out = set(np.random.default_rng(0).permutation(len(examples))[:HELD_OUT].tolist())
         splits = {
-            "train": [example for i, example in enumerate(examples) if i not in held_out],
+            "train": [
+                (source, refs[start : start + arguments.references])
+                for i, (source, refs) in enumerate(examples)
+                if i not in held_out
+                for start in range(0, len(refs), arguments.references)
+            ],
             "validation": [example for i, example in enumerate(examples) if i in held_out],
         }
         saved = {name: self.encoded(split) for name, split in splits.items()}

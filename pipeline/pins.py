@@ -124,7 +124,8 @@ def read_pins(folder: Path, name: str) -> Pins:
         raw = json.loads(path.read_text(encoding="utf-8"))
         base, dataset = dict(raw["base_model"]), dict(raw["data"])
         champion, params = raw["champion"], raw["params"]
-        warm = None if raw["warm_start"] is None else dict(raw["warm_start"])
+        # Pins of a retraining before there were warm starts do not have the key.
+        warm = None if raw.get("warm_start") is None else dict(raw["warm_start"])
         return Pins(
             name=name,
             run_key=raw["run_key"],

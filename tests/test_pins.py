@@ -53,6 +53,14 @@ def test_pins_are_read_back_equal(tmp_path: Path, pins: Pins):
     assert read_pins(tmp_path, "words") == pins
 
 
+def test_pins_from_before_there_were_warm_starts_are_read(tmp_path: Path):
+    old = replace(PINS, warm_start=None)
+    write_json(
+        tmp_path / "pins" / "words.json", {k: v for k, v in old.to_json().items() if k != "warm_start"}
+    )
+    assert read_pins(tmp_path, "words") == old
+
+
 def test_missing_pins_say_what_writes_them(tmp_path: Path):
     with pytest.raises(WorkspaceError, match="prefixline retrain words"):
         read_pins(tmp_path, "words")
