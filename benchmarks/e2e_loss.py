@@ -13,6 +13,7 @@ nats a target token.
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import json
 import math
@@ -179,7 +180,7 @@ class Bench:
         """By a plain loop over PEFT's prefix tuning, its rows padded and of like length."""
         torch.manual_seed(self.arguments.seed)
         config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=self.arguments.length)
-        peft: Any = get_peft_model(self.model, config)
+        peft: Any = get_peft_model(copy.deepcopy(self.model), config)
         trained = [parameter for parameter in peft.parameters() if parameter.requires_grad]
         optimiser = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0)
         params = self.params(rate, steps)
@@ -195,7 +196,6 @@ class Bench:
             optimiser.step()
             targets += int((labels != -100).sum())
         vectors = peft.prompt_encoder.default.embedding.weight.detach().clone()
-        peft.unload()
         shape = PrefixShape.of_model(self.model)
         prefix = Prefix(shape, self.arguments.length)
         prefix.init_from(unflatten(vectors, shape))

@@ -13,9 +13,9 @@ from pipeline.prefix.interface import switch
 def text_key_values(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor:
     """The base model's own keys and values on a text: what to start a prefix from.
 
-    For a decoder this is exact: with it the model answers x as it would [text + x]. Rotary keys are as the
-    key/value cache holds them, at positions 0 to P − 1. An encoder's tokens would also have seen x, so there
-    it is only a good place to start.
+    For a decoder this is exact: with it the model answers x as it would [text + x]. (Behind a sliding window, as long
+    as the text would still be in sight; the prefix always is.) Rotary keys are as the key/value cache holds them, at
+    positions 0 to P − 1. An encoder's tokens would also have seen x, so there it is only a good place to start.
 
     Args:
         model: the frozen base.
@@ -25,7 +25,7 @@ def text_key_values(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Te
         [L, 2, H, P, D] in the model's dtype, without a graph.
 
     Raises:
-        PrefixError: `model` cannot carry a prefix, or the text is empty or longer than its window.
+        PrefixError: `model` cannot carry a prefix, or the text is empty or longer than its window or sliding window.
     """
     if input_ids.dim() != 1 or len(input_ids) == 0:
         raise PrefixError(
