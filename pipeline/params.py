@@ -24,6 +24,9 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Task = Literal["classification", "generation"]
 Dtype = Literal["float32", "bfloat16"]
+TextFrom = Literal["labels", "words", "examples"]
+VERSION = r"^[a-z][a-z0-9_-]{0,62}(:[1-9][0-9]*|@[a-z]+)$"
+"""A registered version: NAME:NUMBER or NAME@STAGE."""
 
 Texts = Annotated[tuple[str, ...], Field(strict=False)]
 """A list in YAML is a tuple here; what is in it is not turned into anything."""
@@ -151,17 +154,41 @@ class DataParams(_Section):
 class PrefixParams(_Section):
     """The prefix: `length` vectors per attention layer, and where they start.
 
-    `initialisation: text` starts from the base's own keys and values on a prompt of `length` tokens: `text`,
-    or, where it is null, one made from the task (the label names or frequent words of the training rows).
-    `random` draws from a normal distribution with standard deviation `random_scale`. `projection` is the
-    hidden width of the reparameterisation MLP (Li & Liang 2021, section 4.3); null trains the vectors directly.
+    `initialisation: text` starts from the base's own keys and values on a prompt: on the first `length` tokens of
+    `text`, which must have as many; or, where `text` is null, of a text made from the task, repeated where it is
+    shorter. `text_from` says what it is made of: the names of the labels, the most frequent words of the training
+    rows, or whole examples of them; null takes the labels where they have letters, else the words.
+
+    `initialisation: random` draws from a normal distribution with standard deviation `random_scale`.
+
+    `initialisation: version` goes on from a registered version, of this base and length: from `version`, written
+    NAME:NUMBER or NAME@STAGE, or, where that is null, from this prefix's own version in production; while there
+    is none, from the text. `initialisation: adapter` does so from the folder `adapter`, ours or PEFT's, relative
+    to the workspace. The classification head comes along where the labels are the same; otherwise it starts new.
+
+    `projection` is the hidden width of the reparameterisation MLP (Li & Liang 2021, section 4.3); null trains the
+    vectors directly.
     """
 
     length: Annotated[int, Field(ge=1, le=4096)] = 16
-    initialisation: Literal["text", "random"] = "text"
+    initialisation: Literal["text", "random", "version", "adapter"] = "text"
     text: Annotated[str, Field(min_length=1)] | None = None
+    text_from: TextFrom | None = None
     random_scale: Annotated[float, Field(gt=0)] = 0.02
+    version: Annotated[str, StringConstraints(pattern=VERSION)] | None = None
+    adapter: Annotated[str, Field(min_length=1)] | None = None
     projection: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _one_start(self) -> PrefixParams:
+        problems = []
+        if self.text is not None and self.text_from is not None:
+            problems.append(f"text_from: got {self.text_from!r} beside a text; expected only one of the two")
+        if self.initialisation == "adapter" and self.adapter is None:
+            problems.append("adapter: missing; initialisation: adapter needs the folder to go on from")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
 
 
 class TrainingParams(_Section):
@@ -288,6 +315,8 @@ class PrefixEntry(_Section):
             for i, criteria in enumerate(self.gate.slices)
             if criteria.column not in self.data.slices
         ]
+        if self.task == "generation" and self.prefix.text_from == "labels":
+            problems.append("prefix.text_from: got 'labels'; generation has none: expected words or examples")
         if problems:
             raise ValueError("\n".join(problems))
         return self

@@ -44,12 +44,30 @@ class Champion:
 
 
 @dataclass(frozen=True)
+class WarmStart:
+    """The adapter that a training goes on from.
+
+    Attributes:
+        adapter_digest: SHA-256 over its files.
+        source: {"prefix", "version"} of a registered version, or {"adapter"}: a folder as params.yaml names it.
+    """
+
+    adapter_digest: str
+    source: Mapping[str, str]
+
+    def to_json(self) -> dict[str, str]:
+        """As pins and lineage record hold it."""
+        return {"adapter_digest": self.adapter_digest, **self.source}
+
+
+@dataclass(frozen=True)
 class Pins:
     """What the stages of one prefix are to use.
 
     Attributes:
         name: the prefix.
         base_model: {"name"} and its source and digest.
+        warm_start: what the training goes on from; None where it begins anew.
         previous: DVC's md5 of the dataset version before this one, for the card's comparison.
     """
 
@@ -65,6 +83,7 @@ class Pins:
     training: TrainingParams
     evaluation: EvaluationParams
     champion: Champion | None = None
+    warm_start: WarmStart | None = None
     previous: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -83,6 +102,7 @@ class Pins:
                 "splits": champion.splits.model_dump(mode="json"),
                 "base_model": {"name": champion.base_name, **champion.base.model_dump(mode="json")},
             },
+            "warm_start": None if self.warm_start is None else self.warm_start.to_json(),
             "params": {
                 "task": self.task,
                 "data": self.data.model_dump(mode="json"),
@@ -104,6 +124,8 @@ def read_pins(folder: Path, name: str) -> Pins:
         raw = json.loads(path.read_text(encoding="utf-8"))
         base, dataset = dict(raw["base_model"]), dict(raw["data"])
         champion, params = raw["champion"], raw["params"]
+        # Pins of a retraining before there were warm starts do not have the key.
+        warm = None if raw.get("warm_start") is None else dict(raw["warm_start"])
         return Pins(
             name=name,
             run_key=raw["run_key"],
@@ -118,6 +140,7 @@ def read_pins(folder: Path, name: str) -> Pins:
             training=TrainingParams.model_validate(params["training"]),
             evaluation=EvaluationParams.model_validate(params["evaluation"]),
             champion=None if champion is None else _champion(champion),
+            warm_start=None if warm is None else WarmStart(warm.pop("adapter_digest"), warm),
         )
     except FileNotFoundError:
         raise WorkspaceError(

@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.base.base_model import ResolvedBase
 from pipeline.judge.verdict import Verdict
 from pipeline.params import PrefixEntry
+from pipeline.pins import WarmStart
 from pipeline.register.registry import Known
 from pipeline.versioning.experiment import Experiment
 from pipeline.versioning.snapshot import DatasetVersion
@@ -21,6 +22,7 @@ class Plan:
     """What a retraining is, decided before anything is computed.
 
     Attributes:
+        warm_start: the adapter that the training goes on from; None where it begins anew.
         known: what is known of the run key; None when it has to be carried out.
         prefect_run: the id of the flow run that carries it out; None where there is none.
         started: seconds since the epoch.
@@ -32,6 +34,7 @@ class Plan:
     base: ResolvedBase
     dataset: DatasetVersion
     code: Mapping[str, str]
+    warm_start: WarmStart | None
     run_key: str
     known: Known | None
     prefect_run: str | None

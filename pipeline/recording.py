@@ -62,6 +62,7 @@ def lineage_record(plan: Plan, judged: Judged, rows: Mapping[str, int], created:
         verdict=judged.verdict.to_json(),
         seed=plan.entry.training.seed,
         created=created,
+        warm_start=None if plan.warm_start is None else plan.warm_start.to_json(),
     )
 
 

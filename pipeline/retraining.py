@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline import recording
+from pipeline import recording, warm_start
 from pipeline.base import base_model
 from pipeline.base.base_model import ResolvedBase
 from pipeline.data import card
@@ -23,8 +23,8 @@ from pipeline.errors import RegistryError, UnreachableError, WorkspaceError
 from pipeline.forkserver import FORKSERVER
 from pipeline.locks import exclusive
 from pipeline.outcome import Outcome
-from pipeline.params import BaseModelParams, PrefixEntry, SplitParams
-from pipeline.pins import Champion, Pins, previous_dataset
+from pipeline.params import BaseModelParams, PrefixEntry, PrefixParams, SplitParams
+from pipeline.pins import Champion, Pins, WarmStart, previous_dataset
 from pipeline.plan import Judged, Plan
 from pipeline.register import lineage, registry, versions
 from pipeline.register.curves import LiveCurves
@@ -33,7 +33,7 @@ from pipeline.register.registry import Known, Registry
 from pipeline.servers import endpoints
 from pipeline.show import pages
 from pipeline.stages import WORKSPACE
-from pipeline.state import champions_folder, checkpoint_folder, row_ids_folder
+from pipeline.state import adapters_folder, checkpoint_folder, row_ids_folder
 from pipeline.versioning import snapshot
 from pipeline.versioning.experiment import find_experiment
 from pipeline.versioning.experiment import run_experiment as run_dvc_experiment
@@ -46,8 +46,9 @@ def plan(folder: Path, name: str, *, prefect_run: str | None = None) -> Plan:
     """Check everything, version the data, and look the run key up.
 
     Raises:
-        ParamsError, WorkspaceError, BaseModelError, DataError, IntegrityError, UnreachableError: nothing has
-            changed, except that the data may have been versioned before a later step failed.
+        ParamsError, WorkspaceError, BaseModelError, PrefixError, DataError, RegistryError, IntegrityError,
+            UnreachableError: nothing has changed, except that the data may have been versioned before a later
+            step failed.
     """
     started = time.time()
     workspace = open_workspace(folder)
@@ -55,25 +56,47 @@ def plan(folder: Path, name: str, *, prefect_run: str | None = None) -> Plan:
     entry = params.prefix(name)
     base = base_model.resolve(entry.base_model, params.base_model(name), workspace.root)
     connection = _connect(workspace)
+    start = warm_start.resolve(connection, workspace.root, name, entry, base)
+    if start is None:
+        check_text(entry.prefix, base)
     dataset = snapshot.snapshot(
         workspace, name, entry.data, check=lambda: validate_data(workspace, entry, base)
     )
     code = lineage.code_identity()
-    run_key = _run_key(dataset, base, entry, code)
+    run_key = _run_key(dataset, base, entry, code, start)
     known = registry.find_run_key(connection, name, run_key)
     if known is not None and known.outcome == "incomplete":
         versions.complete(connection, name, run_key)
         known = registry.find_run_key(connection, name, run_key)
-    return Plan(workspace, name, entry, base, dataset, code, run_key, known, prefect_run, started)
+    return Plan(workspace, name, entry, base, dataset, code, start, run_key, known, prefect_run, started)
 
 
-def _run_key(dataset: DatasetVersion, base: ResolvedBase, entry: PrefixEntry, code: Mapping[str, str]) -> str:
+def check_text(params: PrefixParams, base: ResolvedBase) -> None:
+    """Refuse a text given by hand that is too short, before anything is done.
+
+    Raises:
+        PrefixError: it has fewer tokens than the prefix is long.
+    """
+    if params.initialisation != "random" and params.text is not None:
+        from pipeline.train.start_text import given_text
+
+        given_text(params.text, base_model.tokenizer(base), params.length)
+
+
+def _run_key(
+    dataset: DatasetVersion,
+    base: ResolvedBase,
+    entry: PrefixEntry,
+    code: Mapping[str, str],
+    start: WarmStart | None,
+) -> str:
     return lineage.run_key(
         dataset_md5=dataset.md5,
         manifest=dataset.manifest,
         base_digest=base.digest,
         params=lineage.identity_params(entry),
         code_digest=code["digest"],
+        warm_start=None if start is None else start.adapter_digest,
     )
 
 
@@ -83,7 +106,8 @@ def already_done(folder: Path, name: str) -> Outcome | None:
     Not for imported data, whose source would have to be asked, nor where the page would have to be made again.
 
     Raises:
-        ParamsError, WorkspaceError, BaseModelError, IntegrityError, UnreachableError: as `plan`.
+        ParamsError, WorkspaceError, BaseModelError, PrefixError, RegistryError, IntegrityError, UnreachableError:
+            as `plan`.
     """
     workspace = open_workspace(folder)
     params = workspace.params()
@@ -92,8 +116,10 @@ def already_done(folder: Path, name: str) -> Outcome | None:
     if dataset is None:
         return None
     base = base_model.resolve(entry.base_model, params.base_model(name), workspace.root)
-    run_key = _run_key(dataset, base, entry, lineage.code_identity())
-    known = registry.find_run_key(_connect(workspace), name, run_key)
+    connection = _connect(workspace)
+    start = warm_start.resolve(connection, workspace.root, name, entry, base)
+    run_key = _run_key(dataset, base, entry, lineage.code_identity(), start)
+    known = registry.find_run_key(connection, name, run_key)
     if known is None or known.outcome == "incomplete":
         return None
     answer = unchanged(workspace, name, run_key, known)
@@ -278,9 +304,13 @@ def _connect(workspace: Workspace) -> Registry:
 
 
 def _pins(plan: Plan, connection: Registry) -> Pins:
-    """What the stages use, the champion's adapter being fetched and verified on the way."""
+    """What the stages use, the adapters they need being fetched and verified on the way."""
     entry, root = plan.entry, plan.workspace.root
-    champion = versions.production(connection, plan.name, champions_folder(root))
+    champion = versions.production(connection, plan.name)
+    if champion is not None:
+        versions.fetch(connection, champion, adapters_folder(root))
+    if plan.warm_start is not None:
+        warm_start.fetch(connection, root, plan.warm_start)
     return Pins(
         name=plan.name,
         run_key=plan.run_key,
@@ -295,14 +325,15 @@ def _pins(plan: Plan, connection: Registry) -> Pins:
         evaluation=entry.evaluation,
         previous=previous_dataset(root, plan.name, plan.dataset.md5),
         champion=None if champion is None else _champion(champion),
+        warm_start=plan.warm_start,
     )
 
 
-def _champion(champion: versions.Champion) -> Champion:
+def _champion(champion: versions.VerifiedVersion) -> Champion:
     base = champion.record.base_model
     return Champion(
-        version=champion.version,
-        adapter_digest=champion.adapter_digest,
+        version=champion.version.version,
+        adapter_digest=champion.record.adapter_digest,
         splits=SplitParams.model_validate(champion.record.params["data"]["splits"]),
         base_name=base["name"],
         base=BaseModelParams.model_validate({"source": base["source"], "digest": base["digest"]}),

@@ -20,7 +20,7 @@ from pipeline import forkserver
 from pipeline.environment import SWITCHES
 from pipeline.errors import PrefixlineError, WorkspaceError, disk_fault
 from pipeline.pins import Pins, read_pins
-from pipeline.state import champions_folder, checkpoint_folder, row_ids_folder
+from pipeline.state import adapters_folder, checkpoint_folder, row_ids_folder
 from pipeline.train import launched
 
 WORKSPACE = "PREFIXLINE_WORKSPACE"
@@ -65,7 +65,7 @@ def train(pins: Pins, artifacts: Path) -> Mapping[str, Any]:
     With several `training.processes` this stage is run once more in each of them, and the first one writes.
     """
     from pipeline.base import base_model
-    from pipeline.train import launch, training
+    from pipeline.train import initialisation, launch, training
 
     if pins.training.processes > 1 and not launched.launched():
         launch.launch(
@@ -77,6 +77,10 @@ def train(pins: Pins, artifacts: Path) -> Mapping[str, Any]:
         return _record(artifacts / "trained.json")
     base = base_model.resolve(pins.base_name, pins.base, workspace_root())
     labels = _record(artifacts / "prepared.json")["labels"]
+    warm_start = None
+    if pins.warm_start is not None:
+        digest, source = pins.warm_start.adapter_digest, pins.warm_start.source
+        warm_start = initialisation.WarmStart(adapters_folder(workspace_root()) / digest, digest, source)
     summary = training.train(
         base_model.load(base, pins.task, labels=labels, seed=pins.training.seed),
         pins.prefix,
@@ -89,6 +93,7 @@ def train(pins: Pins, artifacts: Path) -> Mapping[str, Any]:
         labels=labels,
         base_name=pins.base_name,
         base_digest=base.digest,
+        warm_start=warm_start,
     )
     return summary.to_json()
 
@@ -103,7 +108,7 @@ def evaluate(pins: Pins, artifacts: Path) -> Mapping[str, Any]:
     champion = None
     if pins.champion is not None:
         champion = evaluation.Champion(
-            folder=champions_folder(workspace_root()) / pins.champion.adapter_digest,
+            folder=adapters_folder(workspace_root()) / pins.champion.adapter_digest,
             adapter_digest=pins.champion.adapter_digest,
             version=pins.champion.version,
             splits=pins.champion.splits,

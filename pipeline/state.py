@@ -10,9 +10,9 @@ def checkpoint_folder(root: Path, run_key: str) -> Path:
     return root / ".prefixline" / "checkpoints" / run_key
 
 
-def champions_folder(root: Path) -> Path:
-    """Where adapters of versions in production are put for the evaluation, by their digest."""
-    return root / ".prefixline" / "champions"
+def adapters_folder(root: Path) -> Path:
+    """Where adapters to compare with or to go on from are put for the stages, by their digest."""
+    return root / ".prefixline" / "adapters"
 
 
 def row_ids_folder(root: Path, name: str, md5: str) -> Path:

@@ -208,7 +208,7 @@ TRAINED: dict[str, Any] = {
     "steps": 320, "best_step": 280, "best_validation_loss": 0.6931, "trainable_parameters": 76_808,
     "base_parameters": 22_713_216, "seconds": 133.4, "base_digest_before": sha("base"),
     "base_digest_after": sha("base"), "stopped": "epochs", "best_validation_accuracy": 0.741,
-    "initial_text": "This text is about asyncio, matplotlib or networkx.",
+    "start": {"from": "text", "text": "This text is about asyncio, matplotlib or networkx.", "made_of": "given"},
 }  # fmt: skip
 TIMINGS = {"snapshot": 1.9, "prepare": 4.2, "train": 133.4, "evaluate": 21.7, "gate": 0.6, "register": 2.8}
 

@@ -170,6 +170,18 @@ def test_changed_data_is_a_new_version_compared_with_the_champion_on_the_same_ro
     (compared,) = [c for c in second["verdict"]["criteria"] if c["kind"] == "not_worse_than_champion"]
     assert compared["rows"] == second["verdict"]["criteria"][0]["rows"] > 30
     assert "champion" in second["metrics"]
+    before, after = line.json("lineage", "words:1"), line.json("lineage", "words:2")
+    assert before["warm_start"] is None
+    assert after["warm_start"] == {
+        "prefix": "words", "version": "1", "adapter_digest": before["adapter_digest"],
+    }  # fmt: skip
+    began = [
+        json.loads(line.git("show", f"{made['experiment']}:artifacts/words/trained.json"))["start"]
+        for made in (first, second)
+    ]
+    assert began[0] == {"from": "text", "made_of": "labels", "text": "animal colour"}
+    assert began[1] == {"from": "version", "head": "continued", **after["warm_start"]}
+    assert "version 1 of words and its head" in Path(second["report"]).read_text()
     card = registry.read_json(connection(line), second["runs"]["mlflow"], "dataset_card.json")
     assert card["changes"] == foretold
     assert card["changes"]["removed"] == 0

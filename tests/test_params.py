@@ -167,6 +167,32 @@ def test_the_objects_cannot_be_changed():
             {"task": "generation"},
             "prefixes.Questions: is not a name; expected up to 63 lower-case",
         ),
+        (
+            "prefixes.questions.prefix",
+            {"text": "a question", "text_from": "words"},
+            "prefixes.questions.prefix.text_from: got 'words' beside a text; expected only one",
+        ),
+        (
+            "prefixes.questions.prefix",
+            {"initialisation": "adapter"},
+            "prefixes.questions.prefix.adapter: missing; initialisation: adapter needs the folder",
+        ),
+        (
+            "prefixes.questions.prefix",
+            {"version": "questions"},
+            "prefixes.questions.prefix.version: got 'questions'; string should match pattern",
+        ),
+        (
+            "prefixes.questions",
+            {
+                "base_model": "small",
+                "task": "generation",
+                "data": {"path": "d.csv"},
+                "prefix": {"text_from": "labels"},
+                "gate": {"floors": {"loss": 1.0}},
+            },
+            "prefixes.questions.prefix.text_from: got 'labels'; generation has none",
+        ),
         ("prefixes.questions.schedule", {"cron": "daily"}, "prefixes.questions.schedule.cron: got 'daily'"),
         (
             "prefixes.questions.training.learning_rate",

@@ -19,7 +19,7 @@ from pipeline.params import (
     SplitParams,
     TrainingParams,
 )
-from pipeline.pins import Champion, Pins, read_pins
+from pipeline.pins import Champion, Pins, WarmStart, read_pins
 
 BASE = BaseModelParams(source=PathSource(path="bases/small"), digest="a" * 64)
 PINS = Pins(
@@ -35,14 +35,30 @@ PINS = Pins(
     training=TrainingParams(epochs=2),
     evaluation=EvaluationParams(),
     champion=Champion("3", "f" * 64, SplitParams(salt="s"), "small", BASE),
+    warm_start=WarmStart("1" * 64, {"prefix": "words", "version": "2"}),
     previous="0" * 32,
 )
 
 
-@pytest.mark.parametrize("pins", [PINS, replace(PINS, champion=None, previous=None)])
+@pytest.mark.parametrize(
+    "pins",
+    [
+        PINS,
+        replace(PINS, champion=None, previous=None, warm_start=None),
+        replace(PINS, warm_start=WarmStart("1" * 64, {"adapter": "adapters/old"})),
+    ],
+)
 def test_pins_are_read_back_equal(tmp_path: Path, pins: Pins):
     write_json(tmp_path / "pins" / "words.json", pins.to_json())
     assert read_pins(tmp_path, "words") == pins
+
+
+def test_pins_from_before_there_were_warm_starts_are_read(tmp_path: Path):
+    old = replace(PINS, warm_start=None)
+    write_json(
+        tmp_path / "pins" / "words.json", {k: v for k, v in old.to_json().items() if k != "warm_start"}
+    )
+    assert read_pins(tmp_path, "words") == old
 
 
 def test_missing_pins_say_what_writes_them(tmp_path: Path):

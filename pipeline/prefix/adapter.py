@@ -129,8 +129,13 @@ def save_adapter(
         ) from error
 
 
-def load_adapter(folder: Path, model: PreTrainedModel) -> tuple[Prefix, dict[str, torch.Tensor]]:
+def load_adapter(
+    folder: Path, model: PreTrainedModel, *, head: bool = True
+) -> tuple[Prefix, dict[str, torch.Tensor]]:
     """Read an adapter saved by `save_adapter` or by PEFT, for `model`.
+
+    Args:
+        head: False leaves its classification head, which may be for other classes than `model`'s, where it is.
 
     Returns:
         The prefix (float32), and the head's tensors by their name in `model` (see `install_head`).
@@ -147,9 +152,13 @@ def load_adapter(folder: Path, model: PreTrainedModel) -> tuple[Prefix, dict[str
     problems = _config_problems(config, found)
     if not problems:
         modules = config["modules_to_save"] or []
-        vectors = {_VECTORS: (config["num_virtual_tokens"], shape.size)}
-        head = {_HEAD + name: size for name, size in _head_shapes(model, modules).items()}
-        problems += _difference(tensors, vectors | head)
+        expected: dict[str, tuple[int, ...]] = {_VECTORS: (config["num_virtual_tokens"], shape.size)}
+        if head:
+            expected |= {_HEAD + name: size for name, size in _head_shapes(model, modules).items()}
+        else:
+            owners = tuple(f"{_HEAD}{module}." for module in modules)
+            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(owners)}
+        problems += _difference(tensors, expected)
         problems += _value_problems(tensors)
     if problems:
         raise AdapterError(f"{folder}: not an adapter for {type(model).__name__}: " + "; ".join(problems))

@@ -278,23 +278,22 @@ def holds(module: nn.Module, parts: Sequence[nn.Module]) -> bool:
 
 
 def check_window(found: Anatomy, length: int, tokens: int) -> None:
-    """Raise PrefixError where a prefix of `length` and `tokens` tokens need more positions than there are."""
+    """Raise PrefixError where a prefix of `length` and `tokens` tokens need more positions than there are.
+
+    Nor may a decoder's prefix alone be longer than what a layer with a sliding window sees: read from a cache, as PEFT
+    does, its beginning would be out of sight from the first token on.
+    """
+    if found.causal and found.sliding_window is not None and length > found.sliding_window:
+        raise PrefixError(
+            f"prefix of {length} positions; the base model has layers that see {found.sliding_window} (its sliding "
+            "window); expected at most as many: shorten the prefix"
+        )
     if not found.shifts:
         length = 0
     if found.window is not None and length + tokens > found.window:
         raise PrefixError(
             f"prefix of {length} + input of {tokens} tokens = {length + tokens} positions; "
             f"the base model has {found.window}; shorten the prefix or the text"
-        )
-
-
-def check_length(found: Anatomy, length: int) -> None:
-    """Raise PrefixError where no token fits behind a prefix of `length`, or it is longer than a sliding window."""
-    check_window(found, length, 1)
-    if found.sliding_window is not None and length > found.sliding_window:
-        raise PrefixError(
-            f"prefix of {length} positions; the base model's layers see {found.sliding_window} tokens (its sliding "
-            "window); shorten the prefix"
         )
 
 

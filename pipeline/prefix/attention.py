@@ -19,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pipeline.errors import PrefixError
-from pipeline.prefix.architecture import anatomy, check_length, check_padding, check_window
+from pipeline.prefix.architecture import anatomy, check_padding, check_window
 from pipeline.prefix.entries import Entry, enter, leave
 from pipeline.prefix.tuning import Prefix, PrefixShape
 
@@ -32,7 +32,7 @@ class Attachment:
         shape = PrefixShape(found.layers)
         if prefix.shape != shape:
             raise PrefixError(f"the prefix is for {prefix.shape}; {type(model).__name__} needs {shape}")
-        check_length(found, prefix.length)
+        check_window(found, prefix.length, 1)
         self.model = model
         self.prefix = prefix
         self._anatomy = found

@@ -13,10 +13,11 @@ from pipeline.prefix.entries import enter, leave
 def text_key_values(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor:
     """The base model's own keys and values on a text: what to start a prefix from.
 
-    For a decoder this is exact: with it the model answers x as it would [text + x]. Rotary keys are as the
-    key/value cache holds them, at positions 0 to P − 1. An encoder's tokens would also have seen x, and the layers of a
-    hybrid that are no attention would have read the text, so there it is only a good place to start. An
-    encoder-decoder reads the text in its encoder and in its decoder.
+    For a decoder this is exact: with it the model answers x as it would [text + x]. (Behind a sliding window, as long
+    as the text would still be in sight; the prefix always is.) Rotary keys are as the key/value cache holds them, at
+    positions 0 to P − 1. An encoder's tokens would also have seen x, and the layers of a hybrid that are no attention
+    would have read the text, so there it is only a good place to start. An encoder-decoder reads the text in its
+    encoder and in its decoder.
 
     Args:
         model: the frozen base.
@@ -26,14 +27,14 @@ def text_key_values(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Te
         [P, S] in the model's dtype, without a graph (see `pipeline.prefix.tuning`).
 
     Raises:
-        PrefixError: `model` cannot carry a prefix, or the text is empty or longer than its window.
+        PrefixError: `model` cannot carry a prefix, or the text is empty or longer than its window or sliding window.
     """
     if input_ids.dim() != 1 or len(input_ids) == 0:
         raise PrefixError(
             f"text for the prefix: got shape {list(input_ids.shape)}; expected [P] with P of 1 or more"
         )
     found = anatomy(model)
-    check_window(found, 0, len(input_ids))
+    check_window(found, len(input_ids), 0 if found.shifts else len(input_ids))
     recorder = _Recorder()
     entry = enter(model, found, recorder, 0)
     training = model.training

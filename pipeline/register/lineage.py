@@ -72,7 +72,8 @@ class LineageRecord:
         verdict: the gate's answer, as its `to_json` gives it.
         seed: of the training.
         created: ISO 8601 time, given by the caller.
-        warm_start: the version this one was continued from; null until there is such a thing.
+        warm_start: the adapter the training went on from: {adapter_digest, prefix, version} of a registered version,
+            or {adapter_digest, adapter} of a folder as params.yaml named it; null where it began anew.
         format_version: of this record.
     """
 
@@ -154,8 +155,8 @@ def identity_params(entry: PrefixEntry) -> dict[str, Any]:
     """The parameters that decide a retraining's result and verdict, as plain JSON values.
 
     Left out: when it runs (`schedule`), how often it saves (`checkpoint_seconds`), how many processes share the work
-    (`processes`, which trained.json names), and where data and base come from (`data.path`, `data.imported_from`,
-    `base_model`), which are in the run key by content.
+    (`processes`, which trained.json names), and where data, base and warm start come from (`data.path`,
+    `data.imported_from`, `base_model`, `prefix.version`, `prefix.adapter`), which are in the run key by content.
     """
     return entry.model_dump(
         mode="json",
@@ -164,6 +165,7 @@ def identity_params(entry: PrefixEntry) -> dict[str, Any]:
             "base_model": True,
             "training": {"checkpoint_seconds", "processes"},
             "data": {"path", "imported_from"},
+            "prefix": {"version", "adapter"},
         },
     )
 
@@ -175,6 +177,7 @@ def run_key(
     base_digest: str,
     params: Mapping[str, Any],
     code_digest: str,
+    warm_start: str | None,
 ) -> str:
     """The identity of a retraining, 64 hex characters: equal exactly when all that decides it is equal.
 
@@ -184,6 +187,7 @@ def run_key(
         base_digest: SHA-256 over the base model's files.
         params: `identity_params(entry)`.
         code_digest: `code_identity()["digest"]`.
+        warm_start: digest of the adapter that the training goes on from; None where it begins anew.
     """
     return digest(
         {
@@ -191,6 +195,7 @@ def run_key(
             "base_model": base_digest,
             "params": dict(params),
             "code": code_digest,
+            "warm_start": warm_start,
         }
     )
 

@@ -62,8 +62,8 @@ class VerifiedVersion:
 
 
 @dataclass(frozen=True)
-class Champion:
-    """The version in production, its adapter downloaded and verified into `folder`."""
+class FetchedVersion:
+    """A version, its adapter downloaded and verified into `folder`."""
 
     version: str
     adapter_digest: str
@@ -191,25 +191,34 @@ def lookup(registry: Registry, name: str, which: str) -> VerifiedVersion:
     return VerifiedVersion(version, _lineage(registry, version))
 
 
-def production(registry: Registry, name: str, champions: Path) -> Champion | None:
-    """The version in production with its adapter; None if there is none.
-
-    Args:
-        champions: where adapters are kept by digest; they are hashed again on every call.
+def production(registry: Registry, name: str) -> VerifiedVersion | None:
+    """The version in production; None if there is none.
 
     Raises:
-        IntegrityError: record or adapter are not those of the version.
+        IntegrityError: its record is not the one it was registered with.
     """
     if PRODUCTION not in {stage for version in list_versions(registry, name) for stage in version.stages}:
         return None
-    verified = lookup(registry, name, PRODUCTION)
+    return lookup(registry, name, PRODUCTION)
+
+
+def fetch(registry: Registry, verified: VerifiedVersion, adapters: Path) -> FetchedVersion:
+    """A version with its adapter.
+
+    Args:
+        adapters: where adapters are kept by digest; they are hashed again on every call.
+
+    Raises:
+        IntegrityError: the adapter is not that of the version.
+    """
     record, version = verified.record, verified.version
+    name = version.name
     if version.tags.get(ADAPTER_DIGEST) != record.adapter_digest:
         raise IntegrityError(
             [f"tagged  {version.tags.get(ADAPTER_DIGEST)}", f"recorded {record.adapter_digest}"],
             heading=f"{name} version {version.version}: its tag names another adapter than its lineage record:",
         )
-    folder = champions / record.adapter_digest
+    folder = adapters / record.adapter_digest
     if not folder.exists():
         with new_folder(folder) as fresh, tempfile.TemporaryDirectory() as scratch:
             shutil.copytree(
@@ -217,7 +226,7 @@ def production(registry: Registry, name: str, champions: Path) -> Champion | Non
             )
             digest.verify(fresh, record.files)
     digest.verify(folder, record.files)
-    return Champion(version.version, record.adapter_digest, folder, record)
+    return FetchedVersion(version.version, record.adapter_digest, folder, record)
 
 
 def _logged_model(

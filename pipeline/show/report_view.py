@@ -312,13 +312,37 @@ def _training(data: ReportData) -> dict[str, Any] | None:
     rows["Trained share"] = _trainable_share(trained)
     if trained.get("seconds") is not None:
         rows["Time"] = duration(trained["seconds"])
-    rows["Started from the text"] = trained.get("initial_text")
+    rows["Started from"] = _start(trained.get("start") or {})
     before, after = trained.get("base_digest_before"), trained.get("base_digest_after")
     if before is not None and after is not None:
         rows["Base after training"] = (
             "bitwise unchanged" if before == after else "CHANGED: do not use this version"
         )
     return facts("How the training went", {key: value for key, value in rows.items() if value is not None})
+
+
+def _start(start: Mapping[str, Any]) -> str | None:
+    """What the prefix began with, in words; None where that was not recorded."""
+    match start.get("from"):
+        case "text":
+            made_of = {
+                "given": "the text",
+                "labels": "the labels",
+                "words": "frequent words",
+                "examples": "examples",
+            }
+            return f"{made_of[start['made_of']]}: {start['text']}"
+        case "random":
+            return f"random vectors of standard deviation {start['scale']:g}"
+        case "version":
+            return f"version {start['version']} of {start['prefix']}{_head(start)}"
+        case "adapter":
+            return f"the adapter in {start['adapter']}{_head(start)}"
+    return None
+
+
+def _head(start: Mapping[str, Any]) -> str:
+    return {"continued": " and its head", "new": ", with a new head"}.get(start.get("head", ""), "")
 
 
 def _thousands(value: Any) -> str | None:

@@ -1,28 +1,55 @@
-"""Where a prefix starts: from a text, given or made from the task, or from noise."""
+"""Where a prefix starts: from a text, from noise, or from an adapter that was trained before."""
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from itertools import chain
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline.errors import PrefixError
+from pipeline.errors import IntegrityError
 from pipeline.params import PrefixParams, Task
+from pipeline.prefix.adapter import adapter_digest, adapter_facts, load_adapter
+from pipeline.prefix.architecture import anatomy, check_window
 from pipeline.prefix.text_start import text_key_values
 from pipeline.prefix.tuning import Prefix, PrefixShape
+from pipeline.train import start_text
 
 if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-SAMPLE = 10_000
-"""Training rows, from the first, that frequent words are counted in."""
 
-_WORD = re.compile(r"[^\W\d_]{3,}")
+@dataclass(frozen=True)
+class WarmStart:
+    """The adapter to go on from.
+
+    Attributes:
+        folder: holds it.
+        adapter_digest: the SHA-256 its files must have (`pipeline.prefix.adapter.adapter_digest`).
+        source: who it is, for the record: {"prefix", "version"} or {"adapter"}.
+    """
+
+    folder: Path
+    adapter_digest: str
+    source: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Start:
+    """A prefix before its first step.
+
+    Attributes:
+        head: the head's parameters to begin with, by name; empty where the model's own are to be trained.
+        record: plain JSON that says what it started from: {"from": "text", "text", "made_of"}, {"from": "random",
+            "scale"}, or {"from": "version" or "adapter", "adapter_digest", who it is, "head": "continued" or "new"}.
+    """
+
+    prefix: Prefix
+    record: Mapping[str, Any]
+    head: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 def start(
@@ -34,48 +61,55 @@ def start(
     labels: Sequence[str] | None,
     rows: datasets.Dataset,
     seed: int,
-) -> tuple[Prefix, str | None]:
-    """The prefix before its first step, and the text it starts from (None for noise).
+    warm_start: WarmStart | None = None,
+) -> Start:
+    """The prefix before its first step, and what it starts from.
+
+    A version to go on from that is not there (`warm_start` is None) leaves the text to start from.
 
     Raises:
-        PrefixError: the model cannot carry it, the text has no tokens, or a projection cannot yield it.
+        PrefixError: the model cannot carry it, the text has too few tokens, or a projection cannot yield it.
+        AdapterError: the adapter to go on from is not whole, or not of the model's layers, heads or the length.
+        IntegrityError: its files are not those that were pinned.
     """
     prefix = Prefix(PrefixShape.of_model(model), params.length, projection=params.projection)
+    check_window(anatomy(model), params.length, 1)
     prefix.to(model.device)
+    if warm_start is not None:
+        return _continued(prefix, model, warm_start, labels)
     if params.initialisation == "random":
         prefix.init_random(params.random_scale, torch.Generator().manual_seed(seed))
-        return prefix, None
-    text = params.text or task_text(task, labels, rows, words=params.length)
-    ids = exactly(tokenizer(text, add_special_tokens=False).input_ids, params.length)
+        return Start(prefix, {"from": "random", "scale": params.random_scale})
+    if params.text is not None:
+        text, made_of = params.text, "given"
+        ids = start_text.given_text(text, tokenizer, params.length)
+    else:
+        made_of = params.text_from or start_text.choice(task, labels)
+        text = start_text.task_text(made_of, task, labels, rows, length=params.length)
+        ids = start_text.repeated(tokenizer(text, add_special_tokens=False).input_ids, params.length)
     prefix.init_from(text_key_values(model, torch.tensor(ids, device=model.device)))
-    return prefix, text
+    return Start(prefix, {"from": "text", "text": text, "made_of": made_of})
 
 
-def task_text(task: Task, labels: Sequence[str] | None, rows: datasets.Dataset, *, words: int) -> str:
-    """A text that says what the task is about.
-
-    The label names where they have letters; otherwise the `words` most frequent words (of three letters or
-    more, equally frequent ones in alphabetical order) of the first `SAMPLE` training texts or targets.
-    """
-    named = " ".join(label.replace("_", " ").replace("-", " ") for label in labels or ())
-    if task == "classification" and _WORD.search(named):
-        return named
-    sample = rows.select(range(min(SAMPLE, len(rows))))
-    texts: Iterable[str] = (
-        sample["text"] if task == "classification" else chain.from_iterable(sample["targets"])
-    )
-    count = Counter(word for text in texts for word in _WORD.findall(text.lower()))
-    return " ".join(sorted(count, key=lambda word: (-count[word], word))[:words])
-
-
-def exactly(ids: Sequence[int], length: int) -> list[int]:
-    """`ids` repeated or cut to `length`.
-
-    Raises:
-        PrefixError: there are none.
-    """
-    if not ids:
-        raise PrefixError(
-            "the text to start the prefix from has no tokens; give prefix.text, or set prefix.initialisation: random"
+def _continued(
+    prefix: Prefix, model: PreTrainedModel, warm_start: WarmStart, labels: Sequence[str] | None
+) -> Start:
+    """`prefix` with the adapter's vectors; and its head, where it says that its labels are ours, in our order."""
+    folder = warm_start.folder
+    found = adapter_digest(folder)
+    if found != warm_start.adapter_digest:
+        raise IntegrityError(
+            [f"SHA-256 over its files is {found}, expected {warm_start.adapter_digest}"],
+            heading=f"{folder} is not the adapter to go on from; run the retraining again to fetch it:",
         )
-    return [ids[i % len(ids)] for i in range(length)]
+    same = labels is not None and adapter_facts(folder).labels == tuple(labels)
+    saved, head = load_adapter(folder, model, head=same)
+    prefix.init_from(saved.key_values().to(model.device))
+    record = {
+        "from": "adapter" if "adapter" in warm_start.source else "version",
+        **warm_start.source,
+        "adapter_digest": found,
+    }
+    if labels is not None:
+        record["head"] = "continued" if same else "new"
+    return Start(prefix, record, head)

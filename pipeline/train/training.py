@@ -1,4 +1,4 @@
-"""Training a prefix on prepared rows: from an initial text to an adapter on disk.
+"""Training a prefix on prepared rows: from where it starts to an adapter on disk.
 
 What is trained is the prefix and, for classification, the head on top of the base; the base itself is hashed
 before and after. The model stays in evaluation mode throughout: no dropout in a base that cannot adapt to it.
@@ -22,12 +22,12 @@ from pipeline import digest, files
 from pipeline.base.base_model import head_parameters, weights_digest, window_of
 from pipeline.errors import IntegrityError, PrefixError, TrainingError
 from pipeline.params import PrefixParams, Task, TrainingParams
-from pipeline.prefix.adapter import save_adapter
+from pipeline.prefix.adapter import install_head, save_adapter
 from pipeline.prefix.attention import attach
 from pipeline.prefix.lean import lean
-from pipeline.prefix.tuning import Prefix
 from pipeline.train import checkpoints, initialisation
 from pipeline.train.batches import ClassificationRows, GenerationRows, Rows
+from pipeline.train.initialisation import Start, WarmStart
 from pipeline.train.process_group import ProcessGroup, joined
 from pipeline.train.training_loop import Ending, Loop, OnCurve
 
@@ -55,7 +55,7 @@ class TrainedSummary:
         base_parameters: numbers of the frozen base, without a head.
         seconds: in steps and validations, over all resumptions.
         base_digest_before, base_digest_after: `pipeline.base.base_model.weights_digest`.
-        initial_text: what the prefix was started from; None for noise.
+        start: what the prefix was started from (`pipeline.train.initialisation.Start.record`).
         stopped: what ended it.
         processes: how many trained it together, since the last resumption.
     """
@@ -70,7 +70,7 @@ class TrainedSummary:
     seconds: float
     base_digest_before: str
     base_digest_after: str
-    initial_text: str | None
+    start: Mapping[str, Any]
     stopped: Ending
     processes: int
 
@@ -92,6 +92,7 @@ def train(
     labels: Sequence[str] | None,
     base_name: str,
     base_digest: str | None = None,
+    warm_start: WarmStart | None = None,
     on_curve: OnCurve | None = None,
 ) -> TrainedSummary:
     """Train a prefix for `model`; write `adapter/` and `curves.jsonl` to `out`.
@@ -111,10 +112,12 @@ def train(
         labels: the class names in the order of the label numbers; None for generation.
         base_name: what the adapter's config names as its base.
         base_digest: the base's identity, to be recorded in the adapter.
+        warm_start: the adapter to go on from; None begins anew, as `prefix_params` say.
         on_curve: told each line of the curves; after a resumption steps since the checkpoint come again.
 
     Raises:
-        PrefixError: the model or the rows cannot carry this prefix; before anything is computed.
+        PrefixError: the model or the rows cannot carry this prefix, or `warm_start` does not fit; before anything is
+            computed.
         NonFiniteLossError, TrainingInterruptedError, TrainingError: see `pipeline.train.training_loop.Loop.run`.
         LostProcessError: another process has ended; its error says why.
         IntegrityError: the base's weights changed.
@@ -126,7 +129,7 @@ def train(
     ):
         job = _Job(
             model, prefix_params, training_params, task, prepared, checkpoint_folder, tokenizer, labels, base_name,
-            base_digest, weights_digest(model), group,
+            base_digest, weights_digest(model), group, warm_start,
         )  # fmt: skip
         job.check_equal()
         summary = job.finished() or job.run(on_curve)
@@ -156,6 +159,7 @@ class _Job:
     base_digest: str | None
     weights: str
     group: ProcessGroup
+    warm_start: WarmStart | None
 
     @property
     def result(self) -> Path:
@@ -179,6 +183,7 @@ class _Job:
                 ],
                 "base": [self.base_name, self.base_digest, self.weights],
                 "head": {name: tensor.tolist() for name, tensor in head_parameters(self.model).items()},
+                "warm_start": None if self.warm_start is None else self.warm_start.adapter_digest,
             }
         )
 
@@ -218,8 +223,9 @@ class _Job:
 
     def run(self, on_curve: OnCurve | None) -> TrainedSummary:
         """Train, and keep the result."""
+        identity = self.identity  # before a head to go on from is in the model
         rows, validation = self._split("train"), self._split("validation")
-        prefix, text = initialisation.start(
+        begun = initialisation.start(
             self.model,
             self.prefix_params,
             self.task,
@@ -227,10 +233,13 @@ class _Job:
             labels=self.labels,
             rows=_saved(self.prepared, "train"),
             seed=self.training_params.seed,
+            warm_start=self.warm_start,
         )
+        prefix = begun.prefix
         groups = {"prefix": dict(prefix.named_parameters()), "head": head_parameters(self.model)}
         recompute = self.training_params.gradient_checkpointing
         with _trainable(groups["head"]), attach(self.model, prefix), lean(self.model, recompute=recompute):
+            install_head(self.model, begun.head)
             loop = Loop(
                 self.model,
                 groups,
@@ -238,7 +247,7 @@ class _Job:
                 validation=validation,
                 params=self.training_params,
                 folder=self.folder,
-                identity=self.identity,
+                identity=identity,
                 on_curve=on_curve,
                 unit="tokens" if self.task == "generation" else "examples",
                 group=self.group,
@@ -251,16 +260,15 @@ class _Job:
                     [f"weights were {self.weights}", f"weights are  {after}{where}"],
                     heading=f"{self.base_name}: the frozen base changed during training; the prefix is not kept:",
                 )
-        summary = self._keep(prefix, groups, loop, text, stopped) if self.group.first else None
+        summary = self._keep(begun, groups, loop, stopped) if self.group.first else None
         shared = self.group.share(json.dumps(summary.to_json() if summary else None).encode())
         return summary or TrainedSummary(**json.loads(shared))
 
     def _keep(
         self,
-        prefix: Prefix,
+        begun: Start,
         groups: Mapping[str, Mapping[str, torch.nn.Parameter]],
         loop: Loop,
-        text: str | None,
         stopped: Ending,
     ) -> TrainedSummary:
         """Write the result to the folder of checkpoints, which are dropped then."""
@@ -268,7 +276,7 @@ class _Job:
         if counters.best_loss is None or counters.best_accuracy is None:
             raise TrainingError("no validation was done; this is a fault of prefixline, please report it")
         with torch.no_grad():
-            for name, parameter in prefix.named_parameters():
+            for name, parameter in begun.prefix.named_parameters():
                 parameter.copy_(loop.best[f"prefix.{name}"])
         with (
             checkpoints.saving("the trained prefix", self.folder),
@@ -276,7 +284,7 @@ class _Job:
         ):
             save_adapter(
                 content / ADAPTER,
-                prefix,
+                begun.prefix,
                 self.model,
                 head={name: loop.best[f"head.{name}"] for name in groups["head"]},
                 task=self.task,
@@ -296,7 +304,7 @@ class _Job:
                 seconds=round(counters.seconds, 3),
                 base_digest_before=self.weights,
                 base_digest_after=self.weights,  # as `run` has just made sure of
-                initial_text=text,
+                start=begun.record,
                 stopped=stopped,
                 processes=self.group.size,
             )

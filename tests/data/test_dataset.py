@@ -359,6 +359,7 @@ def test_a_tokenizer_without_end_of_sequence_cannot_generate(generate, decoder_f
     [
         ([], "got an empty list; expected a text or texts"),
         (["the", None], "got null; expected text"),
+        ("", "got an empty text; expected text"),
         (["the", " "], "got only white space; expected text"),
         ([["the"]], 'got list ["the"]; expected text'),
         (7, "got whole number 7; expected text"),

@@ -149,6 +149,16 @@ def test_a_sliding_window_hides_tokens_but_never_the_prefix() -> None:
     assert (logits(model, other, input_ids=tokens)[0, -1] - ours[0, -1]).abs().max() > 1e-2
 
 
+def test_a_prefix_longer_than_the_sliding_window_is_refused() -> None:
+    model = decoder("Mistral", sliding_window=3)
+    attach(model, random_prefix(model, 3)).detach()
+    with pytest.raises(
+        PrefixError, match=r"prefix of 4 positions; .* layers that see 3 \(its sliding window\)"
+    ):
+        attach(model, random_prefix(model, 4))
+    assert not model.model._forward_pre_hooks
+
+
 @pytest.mark.parametrize("make", [decoder, encoder])
 @pytest.mark.parametrize("projection", [None, 6])
 def test_gradients_equal_pefts_and_none_reaches_the_base(make: Any, projection: int | None) -> None:

@@ -41,6 +41,11 @@ def test_text_that_is_no_row_of_tokens_is_refused(text: torch.Tensor) -> None:
         text_key_values(decoder(), text)
 
 
+def test_text_longer_than_the_sliding_window_is_refused() -> None:
+    with pytest.raises(PrefixError, match="layers that see 4"):
+        text_key_values(decoder("Mistral", sliding_window=4), torch.ones(5, dtype=torch.long))
+
+
 def test_text_longer_than_the_window_is_refused() -> None:
     with pytest.raises(PrefixError, match="the base model has 64"):
         text_key_values(decoder(), torch.ones(65, dtype=torch.long))

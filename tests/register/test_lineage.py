@@ -112,6 +112,7 @@ def _key(entry: PrefixEntry, **changes: Any) -> str:
         "base_digest": "b" * 64,
         "params": identity_params(entry),
         "code_digest": "8" * 64,
+        "warm_start": None,
         **changes,
     }
     return run_key(**arguments)
@@ -127,6 +128,8 @@ def _key(entry: PrefixEntry, **changes: Any) -> str:
         {"data": {"path": "data/reviews.jsonl", "imported_from": "elsewhere.jsonl"}},
         {"base_model": "twin"},
         {"training": {"epochs": 3}},  # the default, written out
+        {"prefix": {"version": "others:2"}},
+        {"prefix": {"adapter": "folder"}},
     ],
 )
 def test_what_decides_nothing_leaves_the_run_key_as_it_was(same: dict[str, Any]) -> None:
@@ -138,6 +141,8 @@ def test_what_decides_nothing_leaves_the_run_key_as_it_was(same: dict[str, Any])
     [
         {"task": "generation"},
         {"prefix": {"length": 17}},
+        {"prefix": {"initialisation": "version"}},
+        {"prefix": {"text_from": "words"}},
         {"training": {"seed": 1}},
         {"training": {"threads": 1}},
         {"evaluation": {"calibration_bins": 5}},
@@ -157,6 +162,7 @@ def test_every_parameter_that_decides_gives_another_run_key(other: dict[str, Any
         {"manifest": {"reviews.jsonl": "0" * 64}},
         {"base_digest": "0" * 64},
         {"code_digest": "0" * 64},
+        {"warm_start": "0" * 64},
     ],
 )
 def test_other_data_base_or_code_gives_another_run_key(other: dict[str, Any]) -> None:

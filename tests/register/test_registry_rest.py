@@ -63,9 +63,10 @@ def test_a_retraining_is_registered_and_read_back_through_the_server(
     assert versions.lookup(registry, "reviews", "@candidate").record == record
     assert versions.list_versions(registry, "reviews") == (version,)
     registry.client.set_registered_model_alias("reviews", "production", version.version)
-    champion = versions.production(registry, "reviews", tmp_path / "champions")
+    champion = versions.production(registry, "reviews")
     assert champion is not None
-    assert manifest(champion.folder) == manifest(adapter)
+    fetched = versions.fetch(registry, champion, tmp_path / "adapters")
+    assert manifest(fetched.folder) == manifest(adapter)
     run = registry.client.get_run(run_id)
     assert get_source(run.inputs.dataset_inputs[0]) == source
     assert run.info.artifact_uri.startswith("mlflow-artifacts:/")

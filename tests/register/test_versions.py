@@ -358,20 +358,21 @@ def test_a_version_whose_files_are_gone_is_an_error_of_ours(
 def test_the_champion_is_downloaded_once_and_hashed_every_time(
     registry: Registry, adapter: Path, tmp_path: Path
 ) -> None:
-    champions = tmp_path / "champions"
-    assert versions.production(registry, "reviews", champions) is None
+    adapters = tmp_path / "adapters"
+    assert versions.production(registry, "reviews") is None
     register(registry, adapter)
-    assert versions.production(registry, "reviews", champions) is None
+    assert versions.production(registry, "reviews") is None
     registry.client.set_registered_model_alias("reviews", "production", "1")
-    champion = versions.production(registry, "reviews", champions)
-    assert champion is not None
+    found = versions.production(registry, "reviews")
+    assert found is not None
+    champion = versions.fetch(registry, found, adapters)
     assert champion.version == "1"
-    assert champion.folder == champions / champion.adapter_digest
+    assert champion.folder == adapters / champion.adapter_digest
     assert manifest(champion.folder) == manifest(adapter)
-    assert versions.production(registry, "reviews", champions) == champion
+    assert versions.fetch(registry, found, adapters) == champion
     (champion.folder / "adapter_model.safetensors").write_bytes(b"tampered")
     with pytest.raises(IntegrityError, match=r"adapter_model\.safetensors: SHA-256"):
-        versions.production(registry, "reviews", champions)
+        versions.fetch(registry, found, adapters)
 
 
 def test_a_champion_tampered_with_in_mlflow_is_refused_and_not_kept(
@@ -381,9 +382,10 @@ def test_a_champion_tampered_with_in_mlflow_is_refused_and_not_kept(
     registry.client.set_registered_model_alias("reviews", "production", "1")
     (stored,) = (tmp_path / ".prefixline").rglob("adapter_model.safetensors")
     stored.write_bytes(b"tampered")
+    found = versions.lookup(registry, "reviews", "production")
     with pytest.raises(IntegrityError, match=r"adapter_model\.safetensors"):
-        versions.production(registry, "reviews", tmp_path / "champions")
-    assert list((tmp_path / "champions").iterdir()) == []
+        versions.fetch(registry, found, tmp_path / "adapters")
+    assert list((tmp_path / "adapters").iterdir()) == []
 
 
 def test_a_champion_whose_tag_names_another_adapter_is_refused(
@@ -392,5 +394,6 @@ def test_a_champion_whose_tag_names_another_adapter_is_refused(
     register(registry, adapter)
     registry.client.set_registered_model_alias("reviews", "production", "1")
     registry.client.set_model_version_tag("reviews", "1", versions.ADAPTER_DIGEST, "0" * 64)
+    found = versions.lookup(registry, "reviews", "production")
     with pytest.raises(IntegrityError, match="names another adapter"):
-        versions.production(registry, "reviews", tmp_path / "champions")
+        versions.fetch(registry, found, tmp_path / "adapters")

@@ -26,6 +26,21 @@ from pipeline.show.report_tables import cell, tables, words
 from pipeline.show.report_view import duration, spoken_time
 from tests import report_data
 
+DIGEST = "a" * 64
+STARTS: tuple[tuple[dict[str, Any], str], ...] = (
+    ({"from": "text", "made_of": "labels", "text": "card pin"}, "the labels: card pin"),
+    ({"from": "random", "scale": 0.02}, "random vectors of standard deviation 0.02"),
+    (
+        {"from": "version", "prefix": "cards", "version": "3", "adapter_digest": DIGEST, "head": "continued"},
+        "version 3 of cards and its head",
+    ),
+    (
+        {"from": "adapter", "adapter": "old/cards", "adapter_digest": DIGEST, "head": "new"},
+        "the adapter in old/cards, with a new head",
+    ),
+    ({"from": "adapter", "adapter": "old/cards", "adapter_digest": DIGEST}, "the adapter in old/cards"),
+)
+
 HOSTILE = (
     "</td></table><script>alert(1)</script>",
     '"><img src=x onerror=alert(1)>',
@@ -473,3 +488,12 @@ def test_the_picture_of_the_line_is_the_one_its_script_draws() -> None:
     docs = Path(__file__).parents[2] / "docs"
     drawn = runpy.run_path(str(docs / "draw_line.py"))["draw"]()
     assert (docs / "line.svg").read_text() == drawn
+
+
+@pytest.mark.parametrize(("start", "said"), STARTS)
+def test_the_page_says_what_the_prefix_started_from(
+    eight: ReportData, tmp_path: Path, start: dict[str, Any], said: str
+) -> None:
+    data = dataclasses.replace(eight, trained={**report_data.TRAINED, "start": start})
+    text = _Reader(write_report(data, tmp_path / "page.html").read_text()).text
+    assert f"Started from {said} Base after training" in text

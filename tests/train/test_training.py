@@ -31,15 +31,16 @@ from pipeline.errors import (
     TrainingInterruptedError,
 )
 from pipeline.params import BaseModelParams, PrefixParams, TrainingParams
-from pipeline.prefix.adapter import install_head, load_adapter
+from pipeline.prefix.adapter import adapter_digest, install_head, load_adapter
 from pipeline.prefix.attention import attach
 from pipeline.prefix.text_start import text_key_values
 from pipeline.prefix.tuning import Prefix, PrefixShape
 from pipeline.train import checkpoints, training_loop
 from pipeline.train.batches import ClassificationRows, GenerationRows
-from pipeline.train.initialisation import exactly, task_text
+from pipeline.train.initialisation import WarmStart
 from pipeline.train.losses import batch_loss
 from pipeline.train.progress import TrainingProgress
+from pipeline.train.start_text import repeated
 from pipeline.train.training import TrainedSummary, train
 from pipeline.train.training_loop import Interruption, Loop, Plan
 from tests.prefix.models import least
@@ -100,6 +101,7 @@ class Bench:
         *,
         model: Any = None,
         prefix: Mapping[str, Any] = PREFIX,
+        warm_start: WarmStart | None = None,
         on_curve: Callable[[Mapping[str, Any]], None] | None = None,
         **training: Any,
     ) -> TrainedSummary:
@@ -121,8 +123,14 @@ class Bench:
             labels=self.labels,
             base_name="tiny",
             base_digest=self.base.digest,
+            warm_start=warm_start,
             on_curve=note,
         )
+
+    def warm(self) -> WarmStart:
+        """What was trained here, to go on from."""
+        folder = self.root / "out" / "adapter"
+        return WarmStart(folder, adapter_digest(folder), {"prefix": "words", "version": "1"})
 
     def beside(self, name: str) -> Bench:
         """The same task, trained in another place."""
@@ -212,8 +220,8 @@ def test_a_generation_prefix_learns_and_moves_at_every_layer(generation: Bench) 
     assert summary.best_validation_loss < losses[0] - 0.5
     model = generation.model()
     prefix, head = load_adapter(generation.root / "out" / "adapter", model)
-    words = base_model.tokenizer(generation.base)(summary.initial_text, add_special_tokens=False).input_ids
-    start = text_key_values(model, torch.tensor(exactly(words, 3)))
+    words = base_model.tokenizer(generation.base)(summary.start["text"], add_special_tokens=False).input_ids
+    start = text_key_values(model, torch.tensor(repeated(words, 3)))
     assert len(prefix.shape.layers) == 2
     assert least(prefix.shape, prefix.key_values() - start) > 0.05
     assert head == {}
@@ -408,8 +416,12 @@ def test_every_way_to_start_trains_and_is_folded_into_plain_vectors(
     summary = classification.train(prefix=prefix, max_steps=2)
     saved, _ = load_adapter(classification.root / "out" / "adapter", classification.model())
     assert saved.projection is None
-    assert summary.initial_text == (
-        None if prefix.get("initialisation") == "random" else prefix.get("text", "cat dog bird")
+    assert summary.start == (
+        {"from": "random", "scale": 0.02}
+        if prefix.get("initialisation") == "random"
+        else {"from": "text", "text": "the red cat", "made_of": "given"}
+        if "text" in prefix
+        else {"from": "text", "text": "cat dog bird", "made_of": "labels"}
     )
     # vectors, or an embedding and two layers with their biases; then the head
     plain = 2 * 2 * 3 * 32
@@ -426,7 +438,7 @@ def test_the_summary_counts_and_names_what_there_is(classification: Bench) -> No
         "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "curves.jsonl",
     ]  # fmt: skip
     assert summary.base_parameters == sum(parameter.numel() for parameter in model.base_model.parameters())
-    assert (summary.steps, summary.stopped, summary.initial_text) == (10, "epochs", "cat dog bird")
+    assert (summary.steps, summary.stopped, summary.start["text"]) == (10, "epochs", "cat dog bird")
     assert json.loads(json.dumps(summary.to_json())) == summary.to_json()
 
 
@@ -886,24 +898,40 @@ def test_validations_are_spread_over_the_epoch_and_one_is_at_the_end(
     assert [step for step in range(1, plan.total + 1) if plan.validates_after(step)] == expected
 
 
-# -- where it starts -----------------------------------------------------------------------------------------
+# -- going on from an adapter --------------------------------------------------------------------------------
 
 
-def test_the_text_to_start_from_is_the_labels_or_else_the_frequent_words() -> None:
-    rows = datasets.Dataset.from_dict({"text": ["blue cat", "The CAT sat", "a blue dog"]})
-    assert (
-        task_text("classification", ["card_arrival", "lost-card"], rows, words=3) == "card arrival lost card"
-    )
-    assert task_text("classification", ["0", "1"], rows, words=3) == "blue cat dog"
-    targets = datasets.Dataset.from_dict({"targets": [["one fine day", "fine"], ["day one"], ["fine one"]]})
-    assert task_text("generation", None, targets, words=2) == "fine one"
+def test_a_warm_start_begins_where_the_version_ended_head_included(bench: Bench) -> None:
+    first = bench.train()
+    again = bench.beside("again")
+    second = again.train(
+        warm_start=bench.warm(), prefix={"length": 3, "initialisation": "version"}, max_steps=1,
+        learning_rate=1e-12, head_learning_rate=1e-12,
+    )  # fmt: skip
+    assert second.best_validation_loss == pytest.approx(first.best_validation_loss, abs=1e-5)
+    expected = {
+        "from": "version",
+        "prefix": "words",
+        "version": "1",
+        "adapter_digest": bench.warm().adapter_digest,
+    }
+    assert second.start == expected | ({"head": "continued"} if bench.labels else {})
 
 
-def test_its_tokens_are_repeated_or_cut_to_the_length() -> None:
-    assert exactly([1, 2, 3], 7) == [1, 2, 3, 1, 2, 3, 1]
-    assert exactly([1, 2, 3], 2) == [1, 2]
-    with pytest.raises(PrefixError, match="has no tokens"):
-        exactly([], 3)
+def test_a_warm_start_resumes_to_the_same_bytes_and_is_part_of_what_a_checkpoint_belongs_to(
+    classification: Bench,
+) -> None:
+    classification.train(max_steps=3)
+    warm, prefix = classification.warm(), {"length": 3, "initialisation": "version"}
+    whole, killed = classification.beside("whole"), classification.beside("killed")
+    summary = whole.train(warm_start=warm, prefix=prefix)
+    with pytest.raises(CrashError):
+        killed.train(warm_start=warm, prefix=prefix, on_curve=at_step(6, crash))
+    with pytest.raises(TrainingError, match="a training with other settings"):
+        killed.train(warm_start=None, prefix=prefix)
+    killed.train(warm_start=warm, prefix=prefix)
+    assert killed.adapter == whole.adapter
+    assert whole.train(warm_start=warm, prefix=prefix) == summary  # finished: only written again
 
 
 # -- what is shown -------------------------------------------------------------------------------------------

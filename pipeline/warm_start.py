@@ -1,0 +1,145 @@
+"""What a training goes on from: a registered version or an adapter's folder, pinned by the content of its files.
+
+Which one it is is decided before the run key is made, so that the key, the pins and the lineage record name the same
+adapter, whatever is promoted meanwhile.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline import digest
+from pipeline.base.base_model import ResolvedBase
+from pipeline.errors import IntegrityError, PrefixError
+from pipeline.files import new_folder
+from pipeline.params import PrefixEntry, SplitParams
+from pipeline.pins import WarmStart
+from pipeline.register import versions
+from pipeline.register.registry import Registry
+from pipeline.register.versions import VerifiedVersion
+from pipeline.state import adapters_folder
+
+
+def resolve(
+    registry: Registry, root: Path, name: str, entry: PrefixEntry, base: ResolvedBase
+) -> WarmStart | None:
+    """The adapter that the training of the prefix `name` goes on from; None where it begins anew.
+
+    Nothing is fetched yet. Where `prefix.version` is null and nothing is in production, the training begins anew:
+    a prefix's first retraining could otherwise never be.
+
+    Args:
+        root: the workspace's, which a relative `prefix.adapter` is taken from.
+
+    Raises:
+        PrefixError: the adapter is for another base, task or length, or, if registered, of other splits, whose
+            training rows may be test rows today.
+        AdapterError: the folder holds no whole adapter.
+        RegistryError: there is no such version.
+        IntegrityError: the version's record is not the one it was registered with.
+    """
+    params = entry.prefix
+    if params.initialisation == "adapter":
+        assert params.adapter is not None
+        return _of_folder(root / params.adapter, params.adapter, entry, base)
+    if params.initialisation != "version":
+        return None
+    if params.version is None:
+        verified = versions.production(registry, name)
+        if verified is None:
+            return None
+    else:
+        prefix, which = re.split("[:@]", params.version)
+        verified = versions.lookup(registry, prefix, which)
+    return _of_version(verified, entry, base)
+
+
+def fetch(registry: Registry, root: Path, start: WarmStart) -> Path:
+    """The pinned adapter as a folder below the workspace `root`, its files hashed.
+
+    Raises:
+        IntegrityError: they are no longer those that were pinned.
+    """
+    folder = adapters_folder(root) / start.adapter_digest
+    if "adapter" not in start.source:
+        verified = versions.lookup(registry, start.source["prefix"], start.source["version"])
+        return versions.fetch(registry, verified, adapters_folder(root)).folder
+    source = root / start.source["adapter"]
+    if not folder.exists():
+        with new_folder(folder) as fresh:
+            for file in _files():
+                shutil.copyfile(source / file, fresh / file)
+            _verify(fresh, start, f"{source} has changed since the retraining began; run it again:")
+    _verify(folder, start, f"{folder} is not what it was; delete it and run the retraining again:")
+    return folder
+
+
+def _of_version(verified: VerifiedVersion, entry: PrefixEntry, base: ResolvedBase) -> WarmStart:
+    version, record = verified.version, verified.record
+    problems = _misfits(
+        {
+            "task": record.params["task"],
+            "length": record.params["prefix"]["length"],
+            "base": record.base_model["digest"],
+        },
+        entry,
+        base,
+    )
+    splits = SplitParams.model_validate(record.params["data"]["splits"])
+    if splits != entry.data.splits:
+        problems.append(
+            f"it was trained with the splits {splits!r}, and data.splits is {entry.data.splits!r}: rows it was trained "
+            "on could be test rows now"
+        )
+    _raise_if_any(problems, f"version {version.version} of {version.name}")
+    return WarmStart(record.adapter_digest, {"prefix": version.name, "version": version.version})
+
+
+def _of_folder(folder: Path, named: str, entry: PrefixEntry, base: ResolvedBase) -> WarmStart:
+    from pipeline.prefix.adapter import adapter_facts
+
+    facts = adapter_facts(folder)
+    known = {"task": facts.task, "length": facts.length, "base": facts.base_digest}
+    _raise_if_any(_misfits(known, entry, base), f"the adapter in {folder}")
+    manifest = {file: digest.sha256_file(folder / file) for file in _files()}
+    return WarmStart(digest.digest(manifest), {"adapter": named})
+
+
+def _files() -> tuple[str, str]:
+    """What of an adapter's folder counts: PEFT writes a README beside it."""
+    from pipeline.prefix.adapter import CONFIG, WEIGHTS
+
+    return CONFIG, WEIGHTS
+
+
+def _misfits(found: Mapping[str, Any], entry: PrefixEntry, base: ResolvedBase) -> list[str]:
+    """Why an adapter of this task, length and base (None where it does not say) cannot be gone on from."""
+    problems = []
+    if found["task"] != entry.task:
+        problems.append(f"it is for {found['task']}; expected {entry.task}")
+    if found["length"] != entry.prefix.length:
+        problems.append(
+            f"it has {found['length']} positions, and prefix.length is {entry.prefix.length}; expected the same"
+        )
+    if found["base"] is not None and found["base"] != base.digest:
+        problems.append(f"it was trained on the base model {found['base']}; {base.name} is {base.digest}")
+    return problems
+
+
+def _raise_if_any(problems: list[str], what: str) -> None:
+    if problems:
+        raise PrefixError(
+            f"cannot go on from {what}: {'; '.join(problems)}. Change that, or set prefix.initialisation: text"
+        )
+
+
+def _verify(folder: Path, start: WarmStart, heading: str) -> None:
+    found = digest.digest(digest.manifest(folder))
+    if found != start.adapter_digest:
+        raise IntegrityError(
+            [f"SHA-256 over its files is {found}, expected {start.adapter_digest}"], heading=heading
+        )
