@@ -34,7 +34,7 @@ from pipeline.data.encoding import Encoder
 from pipeline.params import PrefixParams, TrainingParams
 from pipeline.prefix.adapter import load_adapter
 from pipeline.prefix.attention import attach
-from pipeline.prefix.tuning import Prefix, PrefixShape, unflatten
+from pipeline.prefix.tuning import Prefix, PrefixShape
 from pipeline.train.batches import GenerationRows, epoch_steps
 from pipeline.train.losses import batch_loss
 from pipeline.train.training import train
@@ -198,7 +198,7 @@ class Bench:
         vectors = peft.prompt_encoder.default.embedding.weight.detach().clone()
         shape = PrefixShape.of_model(self.model)
         prefix = Prefix(shape, self.arguments.length)
-        prefix.init_from(unflatten(vectors, shape))
+        prefix.init_from(vectors)
         return prefix, targets
 
     def params(self, rate: float, steps: int) -> TrainingParams:

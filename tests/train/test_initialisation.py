@@ -20,7 +20,7 @@ from pipeline.errors import AdapterError, IntegrityError, PrefixError
 from pipeline.params import BaseModelParams, PrefixParams
 from pipeline.prefix.adapter import adapter_digest, save_adapter
 from pipeline.prefix.text_start import text_key_values
-from pipeline.prefix.tuning import Prefix, PrefixShape, unflatten
+from pipeline.prefix.tuning import Prefix
 from pipeline.train.initialisation import Start, WarmStart, start
 from pipeline.train.start_text import choice, given_text, repeated, task_text
 from tests.prefix.models import decoder, encoder, random_prefix
@@ -179,7 +179,7 @@ def test_an_adapter_of_pefts_is_gone_on_from_with_a_new_head(tokenizer: Any, tmp
     theirs = get_peft_model(copy.deepcopy(model), config)
     theirs.save_pretrained(tmp_path / "peft")
     (tmp_path / "peft" / "README.md").unlink()
-    vectors = unflatten(theirs.prompt_encoder.default.embedding.weight, PrefixShape.of_model(model))
+    vectors = theirs.prompt_encoder.default.embedding.weight
     warm = WarmStart(tmp_path / "peft", adapter_digest(tmp_path / "peft"), {"adapter": "old"})
     begun = begin(model, tokenizer, warm, initialisation="adapter", adapter="old")
     assert torch.equal(begun.prefix.key_values(), vectors)
@@ -212,7 +212,7 @@ def test_an_adapter_of_other_layers_or_heads_is_refused(
 
 def test_an_adapter_of_another_length_is_refused(tokenizer: Any, tmp_path: Path) -> None:
     warm, _ = saved(tmp_path / "adapter", base(3), length=4)
-    with pytest.raises(PrefixError, match=r"shape \[3, 2, 4, 4, 8\]; expected \[3, 2, 4, 5, 8\]"):
+    with pytest.raises(PrefixError, match=r"shape \[4, 192\]; expected \[5, 192\]"):
         begin(base(3), tokenizer, warm, initialisation="version")
 
 
