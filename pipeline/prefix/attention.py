@@ -18,8 +18,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pipeline.errors import PrefixError
-from pipeline.prefix.architecture import anatomy, check_window
-from pipeline.prefix.interface import PREFIX_ATTENTION, switch
+from pipeline.prefix.architecture import Anatomy, anatomy, check_window
+from pipeline.prefix.interface import PREFIX_ATTENTION, Columns, switch
 from pipeline.prefix.tuning import Prefix, PrefixShape
 
 __all__ = ["PREFIX_ATTENTION", "Attachment", "attach", "generate", "per_layer"]
@@ -29,17 +29,22 @@ class Attachment:
     """A prefix on a model, until `detach` (or the end of a `with` block)."""
 
     def __init__(self, model: PreTrainedModel, prefix: Prefix) -> None:
+        self._enter(model, [prefix])
+        self.prefix = prefix
+
+    def _enter(self, model: PreTrainedModel, prefixes: Sequence[Prefix]) -> None:
+        """Let the model's layers ask this attachment, with as many columns as the longest of `prefixes` needs."""
         found = anatomy(model)
         shape = PrefixShape(len(found.attention), found.heads, found.head_size)
-        if prefix.shape != shape:
-            raise PrefixError(f"the prefix is for {prefix.shape}; {type(model).__name__} needs {shape}")
-        check_window(found, prefix.length, 1)
+        for prefix in prefixes:
+            check_fits(model, found, shape, prefix)
         self.model = model
-        self.prefix = prefix
         self._anatomy = found
+        self._shape = shape
+        self._columns = Columns(max(prefix.length for prefix in prefixes))
         self._layers: tuple[torch.Tensor, ...] = ()
         self._parameters = inspect.signature(found.base.forward).parameters
-        self._undo = switch(model, found, self, prefix.length)
+        self._undo = switch(model, found, self, self._columns)
         self._hook = found.base.register_forward_pre_hook(self._before_forward, with_kwargs=True)
 
     def detach(self) -> None:
@@ -59,7 +64,7 @@ class Attachment:
 
     def seen(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """This pass's prefix for `layer`, each [P, H, D]."""
-        shape = self.prefix.shape
+        shape = self._shape
         if not self._layers:
             raise PrefixError(
                 f"layer {layer} was called on its own; call {type(self._anatomy.base).__name__} or a model around it"
@@ -88,21 +93,33 @@ class Attachment:
             return (), kwargs  # the model itself says what is missing
         cache = kwargs.get("past_key_values")
         past = 0 if cache is None else int(cache.get_seq_length())
+        self._check_room(like, past, kwargs)
+        kwargs["position_ids"] = self._positions(like, tokens, past, kwargs)
+        if cache is None and "use_cache" in self._parameters and kwargs.get("use_cache") is None:
+            kwargs["use_cache"] = False  # a cache nobody asked for copies every key and value
+        self._layers = self._of_this_pass()
+        return (), kwargs
+
+    def _of_this_pass(self) -> tuple[torch.Tensor, ...]:
+        """Keys and values of the layers by turns, each as `seen` returns them."""
+        return per_layer(self.prefix.key_values(), self.model)
+
+    def _lengths(self) -> torch.Tensor | int:
+        """P; [B, 1] where rows have prefixes of their own."""
+        return self.prefix.length
+
+    def _check_room(self, like: torch.Tensor, past: int, kwargs: dict[str, Any]) -> None:
+        """Refuse tokens [B, N] behind `past` others that with the prefix do not fit the window."""
         given = kwargs.get("position_ids")
         # Where the caller says so, tokens that lie in one row do not all stand behind one another.
         span = past + like.shape[1] if given is None else int(given.max()) + 1
         check_window(self._anatomy, self.prefix.length, span)
-        kwargs["position_ids"] = self._positions(like, tokens, past, kwargs)
-        if cache is None and "use_cache" in self._parameters and kwargs.get("use_cache") is None:
-            kwargs["use_cache"] = False  # a cache nobody asked for copies every key and value
-        self._layers = per_layer(self.prefix.key_values(), module)
-        return (), kwargs
 
     def _positions(
         self, like: torch.Tensor, tokens: torch.Tensor | None, past: int, kwargs: dict[str, Any]
     ) -> torch.Tensor:
         """[B or 1, N]: real tokens count from P on, whichever side the padding is on."""
-        length = self.prefix.length
+        length = self._lengths()
         given: torch.Tensor | None = kwargs.get("position_ids")
         if given is not None:
             return given + length
@@ -113,8 +130,8 @@ class Attachment:
         mask = kwargs.get("attention_mask")
         if isinstance(mask, torch.Tensor) and mask.dim() == 2:
             return (mask.long().cumsum(1) - 1).clamp_(min=0)[:, past:] + length
-        start = past + length + (0 if offset is None else offset + 1)
-        return torch.arange(start, start + like.shape[1], device=like.device)[None]
+        start = past + (0 if offset is None else offset + 1)
+        return torch.arange(start, start + like.shape[1], device=like.device)[None] + length
 
     def _refuse_reentrant_checkpointing(self) -> None:
         for module in self._anatomy.base.modules():
@@ -124,6 +141,13 @@ class Attachment:
                     "gradient checkpointing with use_reentrant=True gives the prefix no gradient; use "
                     'gradient_checkpointing_enable({"use_reentrant": False})'
                 )
+
+
+def check_fits(model: PreTrainedModel, found: Anatomy, shape: PrefixShape, prefix: Prefix) -> None:
+    """Raise PrefixError where `prefix` is not of `model`'s `shape`, or leaves no position for a token."""
+    if prefix.shape != shape:
+        raise PrefixError(f"the prefix is for {prefix.shape}; {type(model).__name__} needs {shape}")
+    check_window(found, prefix.length, 1)
 
 
 def attach(model: PreTrainedModel, prefix: Prefix) -> Attachment:
@@ -176,15 +200,7 @@ def generate(
     from transformers import DynamicCache, GenerationConfig
 
     found = anatomy(model)
-    if not found.causal or not hasattr(model, "generate"):
-        raise PrefixError(
-            f"{type(model).__name__} does not generate; load the base as a causal language model"
-        )
-    if attention_mask.shape != input_ids.shape or not bool(attention_mask[:, -1].all()):
-        raise PrefixError(
-            f"generation: got a mask of shape {list(attention_mask.shape)} for prompts of shape "
-            f"{list(input_ids.shape)}; expected both alike, with the padding on the left"
-        )
+    check_prompts(model, found, input_ids, attention_mask)
     length = 0 if prefix is None else prefix.length
     span = length + input_ids.shape[1] + max_new_tokens
     check_window(found, length, span - length)
@@ -196,12 +212,12 @@ def generate(
         pad_token_id=pad_token_id,
     )
     if prefix is None:
-        return _continue(model, settings, input_ids, attention_mask)
+        return continued(model, settings, input_ids, attention_mask)
     attachment = attach(model, prefix)
     if found.sliding_window is not None and span > found.sliding_window:
         # a cache would let the prefix slide out of sight, which it never does in training
         with attachment:
-            return _continue(model, settings, input_ids, attention_mask)
+            return continued(model, settings, input_ids, attention_mask)
     attachment.detach()
     rows = len(input_ids) * beams
     layers = per_layer(prefix.key_values(), model)
@@ -210,7 +226,7 @@ def generate(
         key, value = (part.transpose(0, 1).expand(rows, -1, -1, -1) for part in layers[2 * layer :][:2])
         cache.update(key, value, layer)
     front = input_ids.new_full((len(input_ids), length), pad_token_id)  # stands for what the cache holds
-    return _continue(
+    return continued(
         model,
         settings,
         torch.cat([front, input_ids], dim=1),
@@ -219,9 +235,25 @@ def generate(
     )
 
 
-def _continue(
+def check_prompts(
+    model: PreTrainedModel, found: Anatomy, input_ids: torch.Tensor, attention_mask: torch.Tensor
+) -> None:
+    """Raise PrefixError where `model` does not generate, or prompts and mask are not alike and padded on the left."""
+    if not found.causal or not hasattr(model, "generate"):
+        raise PrefixError(
+            f"{type(model).__name__} does not generate; load the base as a causal language model"
+        )
+    if attention_mask.shape != input_ids.shape or not bool(attention_mask[:, -1].all()):
+        raise PrefixError(
+            f"generation: got a mask of shape {list(attention_mask.shape)} for prompts of shape "
+            f"{list(input_ids.shape)}; expected both alike, with the padding on the left"
+        )
+
+
+def continued(
     model: Any, settings: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, **cache: Any
 ) -> torch.Tensor:
+    """What `model.generate` puts behind `input_ids` [B, N], without them."""
     sequences: torch.Tensor = model.generate(
         input_ids=input_ids, attention_mask=attention_mask, generation_config=settings, **cache
     )

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from pipeline.errors import PrefixError
 from pipeline.prefix.architecture import anatomy, check_window
-from pipeline.prefix.interface import switch
+from pipeline.prefix.interface import Columns, switch
 
 
 def text_key_values(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor:
@@ -34,7 +34,7 @@ def text_key_values(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Te
     found = anatomy(model)
     check_window(found, 0, len(input_ids))
     recorder = _Recorder(len(found.attention))
-    undo = switch(model, found, recorder, 0)
+    undo = switch(model, found, recorder, Columns(0))
     training = model.training
     try:
         model.eval()
