@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 import torch
@@ -78,9 +79,15 @@ class SeveralAttachment(Attachment):
 
         So each head reads its own rows of one pass; it may be a part of that pass's outputs (see `part_of`).
         """
-        forward = self._anatomy.base.__dict__
+        base = self._anatomy.base
+
+        @wraps(base.forward)  # whoever looks at its parameters sees the layers' own
+        def replay(*_: Any, **__: Any) -> Any:
+            return outputs
+
+        forward = base.__dict__
         before = forward.get("forward")
-        forward["forward"] = lambda *_, **__: outputs
+        forward["forward"] = replay
         self._replaying = True
         try:
             yield
@@ -266,7 +273,8 @@ def generate_several(
         for layer in range(len(layers) // 2):
             key, value = (part[attached._places].transpose(1, 2) for part in layers[2 * layer :][:2])
             cache.update(key, value, layer)
-        front = attached._columns.visible[::beams].to(attention_mask.dtype)
+        visible = torch.arange(length, device=input_ids.device) >= length - attached._row_lengths[::beams]
+        front = visible.to(attention_mask.dtype)
     return continued(
         model,
         settings,
@@ -329,12 +337,15 @@ def part_of(outputs: Any, rows: torch.Tensor | slice, width: int | None = None) 
 
 @contextmanager
 def worn(model: PreTrainedModel, head: Head) -> Iterator[None]:
-    """Inside the block `head`'s tensors, which gradients reach, are in the places of the model's own."""
+    """Inside the block `head`'s tensors, which gradients reach, are in the places of the model's own.
+
+    They take the model's dtype and device.
+    """
     places = {name: _place(model, name) for name in head}
-    before = {name: module._parameters[key] for name, (module, key) in places.items()}
+    before = {name: model.get_parameter(name) for name in head}
     try:
         for name, (module, key) in places.items():
-            module._parameters[key] = head[name]  # type: ignore[assignment]
+            module._parameters[key] = head[name].to(before[name])  # type: ignore[assignment]
         yield
     finally:
         for name, (module, key) in places.items():

@@ -14,7 +14,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -25,7 +25,7 @@ import torch
 from pipeline.errors import NonFiniteLossError, TrainingInterruptedError
 from pipeline.params import TrainingParams
 from pipeline.train import checkpoints
-from pipeline.train.batches import Indices, Rows, epoch_steps, validation_batches
+from pipeline.train.batches import AnyBatch, Indices, Rows, epoch_steps, validation_batches
 from pipeline.train.losses import batch_loss
 from pipeline.train.progress import TrainingProgress
 
@@ -196,10 +196,8 @@ class Loop:
             if counters.validation_due:
                 self._validate()
             while True:
-                if self._params.patience is not None and counters.worse >= self._params.patience:
-                    return "patience"
-                if counters.step == plan.total:
-                    return "epochs" if plan.total == plan.epoch_steps * self._params.epochs else "max_steps"
+                if (ending := self.ending()) is not None:
+                    return ending
                 self._step()
                 self._stop_if_interrupted()
                 if counters.validation_due:
@@ -208,22 +206,49 @@ class Loop:
                     self._save()
                     saved = time.monotonic()
 
+    def ending(self) -> Ending | None:
+        """What has ended the training; None while there is a step to do."""
+        plan = self.plan
+        if self._params.patience is not None and self.counters.worse >= self._params.patience:
+            return "patience"
+        if self.counters.step < plan.total:
+            return None
+        return "epochs" if plan.total == plan.epoch_steps * self._params.epochs else "max_steps"
+
     def _step(self) -> None:
         began = time.monotonic()
-        counters = self.counters
-        step = counters.step + 1
-        batches = self._rows.batches(self._examples(step), self._params.gradient_accumulation)
+        batches = self.begin_step()
         targets = sum(len(batch.targets) for batch in batches)
-        share = self.plan.rate(step)
-        for group in self._optimiser.param_groups:
-            group["lr"] = group["base"] * share
-        self._optimiser.zero_grad()
         loss = 0.0
         for batch in batches:
             # By the step's targets, not the batch's: so its pieces add up to the gradient of the whole.
             piece = batch_loss(self._model, batch).total / targets
             piece.backward()  # type: ignore[no-untyped-call]
             loss += piece.item()
+        rate = self.end_step(loss, targets, began)
+        self._progress.step(self.counters.step, loss=loss, rate=rate)
+
+    def begin_step(self) -> Sequence[AnyBatch]:
+        """The batches of the next step, whose gradients are to be added up from zero."""
+        self._optimiser.zero_grad()
+        return self._rows.batches(self._examples(self.counters.step + 1), self._params.gradient_accumulation)
+
+    def end_step(self, loss: float, targets: int, began: float) -> float:
+        """Take the step that the gradients ask for; returns targets a second.
+
+        Args:
+            loss: of the step, in nats a target.
+            targets: of all its batches.
+            began: when the step began, by the monotonic clock.
+
+        Raises:
+            NonFiniteLossError: loss or gradients are NaN or infinite; no step was taken.
+        """
+        counters = self.counters
+        step = counters.step + 1
+        share = self.plan.rate(step)
+        for group in self._optimiser.param_groups:
+            group["lr"] = group["base"] * share
         norm = float(torch.nn.utils.clip_grad_norm_(self.trained.values(), self._params.max_grad_norm))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self._fail(step, f"the loss is {loss:g} and the gradient's norm {norm:g}")
@@ -233,7 +258,6 @@ class Loop:
         seconds = time.monotonic() - began
         counters.seconds += seconds
         rate = targets / max(seconds, 1e-9)
-        self._progress.step(step, loss=loss, rate=rate)
         self._note(
             kind="step",
             loss=loss,
@@ -241,17 +265,30 @@ class Loop:
             grad_norm=norm,
             targets_per_second=round(rate, 1),
         )
+        return rate
 
     @torch.no_grad()
     def _validate(self) -> None:
         began = time.monotonic()
-        counters = self.counters
         total, targets, right = 0.0, 0, 0
         for batch in validation_batches(self._validation):
             piece = batch_loss(self._model, batch)
             total, targets, right = total + piece.total.item(), targets + piece.targets, right + piece.right
             self._stop_if_interrupted()
         loss, accuracy = total / targets, right / targets
+        self.end_validation(loss, accuracy, began)
+        self._progress.say(
+            f"step {self.counters.step}/{self.plan.total}  validation loss {loss:.4f}  accuracy {accuracy:.4f}"
+            + ("  best so far" if not self.counters.worse else "")
+        )
+
+    def end_validation(self, loss: float, accuracy: float, began: float) -> None:
+        """Keep the trained tensors if they are the best so far; `began` as in `end_step`.
+
+        Raises:
+            NonFiniteLossError: the loss is NaN or infinite.
+        """
+        counters = self.counters
         if not math.isfinite(loss):
             self._fail(counters.step, f"the validation loss is {loss:g}")
         counters.validation_due = False
@@ -262,10 +299,6 @@ class Loop:
         else:
             counters.worse += 1
         counters.seconds += time.monotonic() - began
-        self._progress.say(
-            f"step {counters.step}/{self.plan.total}  validation loss {loss:.4f}  accuracy {accuracy:.4f}"
-            + ("  best so far" if not counters.worse else "")
-        )
         self._note(kind="validation", loss=loss, accuracy=accuracy)
 
     def _examples(self, step: int) -> Indices:
@@ -284,12 +317,15 @@ class Loop:
             "seconds": round(self.counters.seconds, 3),
             **figures,
         }
+        self._keep(line)
+        if self._on_curve is not None:
+            self._on_curve(line)
+
+    def _keep(self, line: Mapping[str, Any]) -> None:
         content = json.dumps(line).encode() + b"\n"
         with checkpoints.saving("the curve", self._folder):
             if self._curves.write(content) != len(content):  # the last bytes that the disk had room for
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if self._on_curve is not None:
-            self._on_curve(line)
 
     def _fail(self, step: int, what: str) -> None:
         rate = self._params.learning_rate * self.plan.rate(step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -32,12 +33,9 @@ def prefixes_of(model: Any, *, scale: float = 1.0) -> list[Prefix]:
 
 def alone(model: Any, prefixes: Sequence[Prefix], row: int | None, tokens: torch.Tensor) -> torch.Tensor:
     """The logits of one row without padding."""
-    if row is None:
-        result: torch.Tensor = model(input_ids=tokens[None]).logits[0]
-        return result
-    with attach(model, prefixes[row]):
-        result = model(input_ids=tokens[None]).logits[0]
-    return result
+    with nullcontext() if row is None else attach(model, prefixes[row]):
+        logits: torch.Tensor = model(input_ids=tokens[None]).logits
+    return logits[0]
 
 
 def real(inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
