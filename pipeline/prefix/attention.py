@@ -10,6 +10,7 @@ Shape legend: B rows, N tokens, H key/value heads, P prefix positions, Dk and Dv
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -19,25 +20,34 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pipeline.errors import PrefixError
-from pipeline.prefix.architecture import anatomy, check_padding, check_window
+from pipeline.prefix.architecture import Anatomy, anatomy, check_padding, check_window
 from pipeline.prefix.entries import Entry, enter, leave
+from pipeline.prefix.source import Columns
 from pipeline.prefix.tuning import Prefix, PrefixShape
+
+Layers = tuple[tuple[torch.Tensor, torch.Tensor], ...]
+"""Keys and values for each layer."""
 
 
 class Attachment:
     """A prefix on a model, until `detach` (or the end of a `with` block)."""
 
     def __init__(self, model: PreTrainedModel, prefix: Prefix) -> None:
+        self._enter(model, [prefix])
+        self.prefix = prefix
+
+    def _enter(self, model: PreTrainedModel, prefixes: Sequence[Prefix]) -> None:
+        """Let the model's layers ask this attachment, with as many columns as the longest of `prefixes` needs."""
         found = anatomy(model)
         shape = PrefixShape(found.layers)
-        if prefix.shape != shape:
-            raise PrefixError(f"the prefix is for {prefix.shape}; {type(model).__name__} needs {shape}")
-        check_window(found, prefix.length, 1)
+        for prefix in prefixes:
+            check_fits(model, found, shape, prefix)
         self.model = model
-        self.prefix = prefix
         self._anatomy = found
-        self._layers: tuple[tuple[torch.Tensor, torch.Tensor], ...] = ()
-        self._entry: Entry | None = enter(model, found, self, prefix.length)
+        self._shape = shape
+        self._columns = Columns(max(prefix.length for prefix in prefixes))
+        self._layers: Layers = ()
+        self._entry: Entry | None = enter(model, found, self, self._columns)
         self._hooks = [
             stack.register_forward_pre_hook(
                 partial(self._before_forward, list(inspect.signature(stack.forward).parameters)),
@@ -66,7 +76,7 @@ class Attachment:
 
     def seen(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
         """Check that the keys and values of `layer` are of the prefix's shape."""
-        shape = self.prefix.shape.layers[layer]
+        shape = self._shape.layers[layer]
         if (key.shape[1], key.shape[3], value.shape[3]) != (shape.heads, shape.key_size, shape.value_size):
             raise PrefixError(
                 f"layer {layer}: got keys of {key.shape[1]} × {key.shape[3]} and values of {value.shape[1]} × "
@@ -80,10 +90,9 @@ class Attachment:
             raise PrefixError(
                 f"layer {layer} was called on its own; call {type(self._anatomy.base).__name__} or a model around it"
             )
-        trains = torch.is_grad_enabled() and any(p.requires_grad for p in self.prefix.parameters())
-        if trains and not self._layers[layer][0].requires_grad:
+        if torch.is_grad_enabled() and not self._layers[layer][0].requires_grad and self._trains():
             # Gradient checkpointing computes a layer again, perhaps after a pass that wanted no gradients.
-            self._layers = layers_of(self.prefix, self.model)
+            self._layers = self._of_this_pass()
         return self._layers[layer]
 
     def _before_forward(
@@ -102,22 +111,38 @@ class Attachment:
         if cache is None and "use_cache" in parameters and kwargs.get("use_cache") is None:
             kwargs["use_cache"] = False  # a cache nobody asked for copies every key and value
         past = 0 if cache is None else int(cache.get_seq_length())
-        given = kwargs.get("position_ids")
-        # Where the caller says so, tokens that lie in one row do not all stand behind one another.
-        span = past + like.shape[1] if given is None else int(given.max()) + 1
-        check_window(self._anatomy, self.prefix.length, span)
+        self._check_room(like, past, kwargs)
         check_padding(self._anatomy, kwargs.get("attention_mask"))
         if self._anatomy.shifts and "position_ids" in parameters:
             kwargs["position_ids"] = self._positions(like, tokens, past, kwargs)
         self._entry.begin(kwargs)
-        self._layers = layers_of(self.prefix, self.model)
+        self._layers = self._of_this_pass()
         return (), kwargs
+
+    def _of_this_pass(self) -> Layers:
+        """For each layer its keys and values, as `given` returns them."""
+        return layers_of(self.prefix, self.model)
+
+    def _trains(self) -> bool:
+        """Whether a prefix takes gradients."""
+        return any(parameter.requires_grad for parameter in self.prefix.parameters())
+
+    def _lengths(self) -> torch.Tensor | int:
+        """P; [B, 1] where rows have prefixes of their own."""
+        return self.prefix.length
+
+    def _check_room(self, like: torch.Tensor, past: int, kwargs: dict[str, Any]) -> None:
+        """Refuse tokens [B, N] behind `past` others that with the prefix do not fit the window."""
+        given = kwargs.get("position_ids")
+        # Where the caller says so, tokens that lie in one row do not all stand behind one another.
+        span = past + like.shape[1] if given is None else int(given.max()) + 1
+        check_window(self._anatomy, self.prefix.length, span)
 
     def _positions(
         self, like: torch.Tensor, tokens: torch.Tensor | None, past: int, kwargs: dict[str, Any]
     ) -> torch.Tensor:
         """[B or 1, N]: real tokens count from P on, whichever side the padding is on."""
-        length = self.prefix.length
+        length = self._lengths()
         given: torch.Tensor | None = kwargs.get("position_ids")
         if given is not None:
             return given + length
@@ -128,8 +153,8 @@ class Attachment:
         mask = kwargs.get("attention_mask")
         if isinstance(mask, torch.Tensor) and mask.dim() == 2:
             return (mask.long().cumsum(1) - 1).clamp_(min=0)[:, past:] + length
-        start = past + length + (0 if offset is None else offset + 1)
-        return torch.arange(start, start + like.shape[1], device=like.device)[None]
+        start = past + (0 if offset is None else offset + 1)
+        return torch.arange(start, start + like.shape[1], device=like.device)[None] + length
 
     def _refuse_reentrant_checkpointing(self) -> None:
         for module in self.model.modules():
@@ -139,6 +164,13 @@ class Attachment:
                     "gradient checkpointing with use_reentrant=True gives the prefix no gradient; use "
                     'gradient_checkpointing_enable({"use_reentrant": False})'
                 )
+
+
+def check_fits(model: PreTrainedModel, found: Anatomy, shape: PrefixShape, prefix: Prefix) -> None:
+    """Raise PrefixError where `prefix` is not of `model`'s `shape`, or leaves no position for a token."""
+    if prefix.shape != shape:
+        raise PrefixError(f"the prefix is for {prefix.shape}; {type(model).__name__} needs {shape}")
+    check_window(found, prefix.length, 1)
 
 
 def attach(model: PreTrainedModel, prefix: Prefix) -> Attachment:
@@ -157,7 +189,7 @@ def attach(model: PreTrainedModel, prefix: Prefix) -> Attachment:
     return Attachment(model, prefix)
 
 
-def layers_of(prefix: Prefix, model: PreTrainedModel) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
+def layers_of(prefix: Prefix, model: PreTrainedModel) -> Layers:
     """For each layer the prefix's keys [P, H, Dk] and values [P, H, Dv], in the model's dtype and on its device."""
     weight = next(model.parameters())
     rows = prefix.key_values().to(device=weight.device, dtype=weight.dtype)

@@ -17,8 +17,7 @@ from torch import nn
 from transformers import Cache, DynamicCache
 
 from pipeline.prefix.architecture import Anatomy
-from pipeline.prefix.interface import widen
-from pipeline.prefix.source import Source, in_front
+from pipeline.prefix.source import Columns, Source, in_front, widen
 
 
 class PrefixedCache:
@@ -67,9 +66,9 @@ class PrefixedCache:
 class CacheEntry:
     """The entry into one model: hooks that hand every layer the cache of the pass."""
 
-    def __init__(self, found: Anatomy, source: Source, length: int) -> None:
-        self._source, self._length = source, length
-        self._cache = PrefixedCache(source, length, None)
+    def __init__(self, found: Anatomy, source: Source, columns: Columns) -> None:
+        self._source, self._columns = source, columns
+        self._cache = PrefixedCache(source, columns.length, None)
         self._handles = [
             module.register_forward_pre_hook(self._hand_over(module), with_kwargs=True)
             for module in found.attention
@@ -87,15 +86,18 @@ class CacheEntry:
             cache = cache.behind
         if cache is None and kwargs.get("use_cache"):
             cache = DynamicCache()
-        self._cache = PrefixedCache(self._source, self._length, cache)
+        self._cache = PrefixedCache(self._source, self._columns.length, cache)
         kwargs["past_key_values"] = self._cache
-        mask = kwargs.get("attention_mask")
-        if mask is not None:
-            kwargs["attention_mask"] = (
-                nn.functional.pad(mask, (self._length, 0), value=1)
-                if mask.dim() == 2
-                else widen(mask, self._length)
-            )
+        mask, visible = kwargs.get("attention_mask"), self._columns.visible
+        if mask is None and visible is not None:
+            tokens = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
+            past = 0 if cache is None else int(cache.get_seq_length())
+            mask = torch.ones(len(tokens), past + tokens.shape[1], dtype=torch.long, device=tokens.device)
+        if mask is not None and mask.dim() == 2:
+            front = mask.new_ones(len(mask), self._columns.length) if visible is None else visible.to(mask)
+            kwargs["attention_mask"] = torch.cat([front, mask], dim=1)
+        elif mask is not None:
+            kwargs["attention_mask"] = widen(mask, self._columns)
 
     def _hand_over(
         self, module: nn.Module

@@ -11,7 +11,7 @@ from pipeline.prefix.architecture import Anatomy
 from pipeline.prefix.cache_entry import CacheEntry
 from pipeline.prefix.interface import InterfaceEntry
 from pipeline.prefix.projection_entry import ProjectionEntry
-from pipeline.prefix.source import Source
+from pipeline.prefix.source import Columns, Source
 
 _ENTERED = "_prefixline_entered"
 
@@ -26,8 +26,8 @@ class Entry(Protocol):
         """Leave the model as it was."""
 
 
-def enter(model: PreTrainedModel, found: Anatomy, source: Source, length: int) -> Entry:
-    """Let the attention layers of `model` ask `source` for a prefix of `length`, until `leave`.
+def enter(model: PreTrainedModel, found: Anatomy, source: Source, columns: Columns) -> Entry:
+    """Let the attention layers of `model` ask `source` for a prefix of so many `columns`, until `leave`.
 
     Raises:
         PrefixError: they already ask another, or cannot be wrapped.
@@ -36,11 +36,11 @@ def enter(model: PreTrainedModel, found: Anatomy, source: Source, length: int) -
         raise PrefixError(f"{type(model).__name__} already has a prefix attached; detach it first")
     entry: Entry
     if found.entry == "interface":
-        entry = InterfaceEntry(model, found, source, length)
+        entry = InterfaceEntry(model, found, source, columns)
     elif found.entry == "cache":
-        entry = CacheEntry(found, source, length)
+        entry = CacheEntry(found, source, columns)
     else:
-        entry = ProjectionEntry(found, source)
+        entry = ProjectionEntry(found, source, columns)
     for stack in found.stacks:
         stack.__dict__[_ENTERED] = True
     return entry

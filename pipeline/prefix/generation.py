@@ -12,7 +12,7 @@ import torch
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from pipeline.errors import PrefixError
-from pipeline.prefix.architecture import anatomy, check_window
+from pipeline.prefix.architecture import Anatomy, anatomy, check_window
 from pipeline.prefix.attention import attach, layers_of
 from pipeline.prefix.tuning import Prefix
 
@@ -52,19 +52,9 @@ def generate(
             P + N + max_new_tokens longer than the window.
     """
     found = anatomy(model)
-    both = found.encoder_decoder
-    if not (both or found.causal) or not model.can_generate():
-        raise PrefixError(
-            f"{type(model).__name__} does not generate; load the base as a causal language model"
-        )
-    if attention_mask.shape != input_ids.shape or not (both or bool(attention_mask[:, -1].all())):
-        raise PrefixError(
-            f"generation: got a mask of shape {list(attention_mask.shape)} for prompts of shape "
-            f"{list(input_ids.shape)}; expected both alike, with the padding on the left"
-        )
+    check_prompts(model, found, input_ids, attention_mask)
     length = 0 if prefix is None else prefix.length
-    tokens = max(input_ids.shape[1], 1 + max_new_tokens) if both else input_ids.shape[1] + max_new_tokens
-    check_window(found, length, tokens)
+    check_window(found, length, longest(found, input_ids.shape[1], max_new_tokens))
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
         num_beams=beams,
@@ -74,7 +64,7 @@ def generate(
         pad_token_id=pad_token_id,
     )
     if prefix is None:
-        return _continue(model, settings, input_ids, attention_mask)
+        return continued(model, settings, input_ids, attention_mask)
     if found.column_distances and not bool(attention_mask.all()):
         # Padding would come between the prefix and the text; each row alone has none.
         rows = [
@@ -96,12 +86,9 @@ def _behind(
     found = anatomy(model)
     length = prefix.length
     attachment = attach(model, prefix)
-    # a cache would let the prefix slide out of sight, which it never does in training
-    longest = length + input_ids.shape[1] + settings.max_new_tokens
-    slides = found.sliding_window is not None and longest > found.sliding_window
-    if slides or not found.plain_cache:
+    if not caches(found, length + input_ids.shape[1] + settings.max_new_tokens):
         with attachment:
-            return _continue(model, settings, input_ids, attention_mask)
+            return continued(model, settings, input_ids, attention_mask)
     attachment.detach()
     rows = len(input_ids) * settings.num_beams
     cache = DynamicCache()
@@ -111,7 +98,7 @@ def _behind(
     front = input_ids.new_full(
         (len(input_ids), length), settings.pad_token_id
     )  # stands for what the cache holds
-    return _continue(
+    return continued(
         model,
         settings,
         torch.cat([front, input_ids], dim=1),
@@ -120,9 +107,39 @@ def _behind(
     )
 
 
-def _continue(
+def check_prompts(
+    model: PreTrainedModel, found: Anatomy, input_ids: torch.Tensor, attention_mask: torch.Tensor
+) -> None:
+    """Raise PrefixError where `model` does not generate, or prompts and mask are not alike and padded on the left."""
+    both = found.encoder_decoder
+    if not (both or found.causal) or not model.can_generate():
+        raise PrefixError(
+            f"{type(model).__name__} does not generate; load the base as a causal language model"
+        )
+    if attention_mask.shape != input_ids.shape or not (both or bool(attention_mask[:, -1].all())):
+        raise PrefixError(
+            f"generation: got a mask of shape {list(attention_mask.shape)} for prompts of shape "
+            f"{list(input_ids.shape)}; expected both alike, with the padding on the left"
+        )
+
+
+def longest(found: Anatomy, prompt: int, new: int) -> int:
+    """The tokens that stand in one row at most: of an encoder-decoder the prompt's, or those of the answer."""
+    return max(prompt, 1 + new) if found.encoder_decoder else prompt + new
+
+
+def caches(found: Anatomy, positions: int) -> bool:
+    """Whether a prefix may be kept in the key/value cache of so many positions.
+
+    Not where the prefix would slide out of sight, which it never does in training.
+    """
+    return found.plain_cache and (found.sliding_window is None or positions <= found.sliding_window)
+
+
+def continued(
     model: Any, settings: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, **cache: Any
 ) -> torch.Tensor:
+    """What `model.generate` writes for prompts [B, N], without them."""
     sequences: torch.Tensor = model.generate(
         input_ids=input_ids, attention_mask=attention_mask, generation_config=settings, **cache
     )

@@ -1,7 +1,8 @@
 """The functions registered with transformers' AttentionInterface, and switching a model to them.
 
 The attention function puts a module's prefix keys and values in front of the layer's own and calls the
-implementation the model had (sdpa or eager); the mask function adds P columns that every token sees.
+implementation the model had (sdpa or eager); the mask function adds P columns: every token sees them all, or, where
+rows have prefixes of their own, those of its row.
 
 Nothing is shared between models: what a module needs is in a slot on that module, and a config, which
 transformers shares between every model built from it, is replaced by a private copy while the slots are there.
@@ -24,7 +25,7 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 
 from pipeline.errors import PrefixError
 from pipeline.prefix.architecture import Anatomy
-from pipeline.prefix.source import Source, in_front
+from pipeline.prefix.source import Columns, Source, in_front, widen
 
 PREFIX_ATTENTION = "prefixline"
 """The name under which the attention and the mask function are registered with transformers."""
@@ -38,8 +39,9 @@ AttentionFunction = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
 class _Slot:
     """A module's place in an attachment. Not an nn.Module: it must not join the model's parameters."""
 
-    def __init__(self, source: Source, attention: AttentionFunction) -> None:
+    def __init__(self, source: Source, columns: Columns, attention: AttentionFunction) -> None:
         self.source = source
+        self.columns = columns
         self.attention = attention
         self.layers: list[int] = []
         """Which layers the module is, in the order of their turns: more than one where layers share it."""
@@ -58,7 +60,7 @@ class InterfaceEntry:
         PrefixError: the model's attention is neither sdpa nor eager.
     """
 
-    def __init__(self, model: PreTrainedModel, found: Anatomy, source: Source, length: int) -> None:
+    def __init__(self, model: PreTrainedModel, found: Anatomy, source: Source, columns: Columns) -> None:
         implementation = attention_implementation(found.base)
         if implementation not in ("sdpa", "eager"):
             raise PrefixError(
@@ -69,14 +71,14 @@ class InterfaceEntry:
         for layer, module in enumerate(found.attention):
             if module not in self._slots:
                 attention = sdpa_attention_forward if implementation == "sdpa" else _eager_of(module)
-                self._slots[module] = _Slot(source, attention)
+                self._slots[module] = _Slot(source, columns, attention)
             self._slots[module].layers.append(layer)
         self._configs = {module: module.config for module in model.modules() if "config" in module.__dict__}
         copies: dict[int, Any] = {}  # one memo for all, so that configs shared within the model stay shared
         for module, config in self._configs.items():
             private = copy.deepcopy(config, copies)
             private._attn_implementation_internal = PREFIX_ATTENTION
-            setattr(private, _MASK, (implementation, length))
+            setattr(private, _MASK, (implementation, columns))
             module.__dict__["config"] = private
         for module, slot in self._slots.items():
             module.__dict__[_SLOT] = slot
@@ -96,7 +98,7 @@ class InterfaceEntry:
 
 def attention_implementation(model: PreTrainedModel) -> str:
     """The implementation of `model`'s attention: sdpa, eager, …; with a prefix attached, the one behind it."""
-    implementation, _ = getattr(model.config, _MASK, (None, 0))
+    implementation, _ = getattr(model.config, _MASK, (None, None))
     return str(implementation or model.config._attn_implementation or "eager")
 
 
@@ -121,37 +123,36 @@ def _attention(
     prefix = slot.source.given(layer)
     if prefix is None:
         return slot.attention(module, query, key, value, attention_mask, **kwargs)
-    length, tokens = len(prefix[0]), key.shape[2]
+    columns, tokens = slot.columns, key.shape[2]
     if kwargs.get("position_bias") is not None:  # T5's, which tells distances: the prefix has none
-        kwargs["position_bias"] = nn.functional.pad(kwargs["position_bias"], (length, 0))
+        kwargs["position_bias"] = nn.functional.pad(kwargs["position_bias"], (columns.length, 0))
     if attention_mask is None:
         causal = kwargs.get("is_causal")
         if causal is None:
             causal = getattr(module, "is_causal", True)
         if causal and query.shape[2] > 1:
             # sdpa's own causal mask is aligned to the upper left and would hide the prefix's successors
-            visible = torch.ones(query.shape[2], length + tokens, dtype=torch.bool, device=query.device)
-            attention_mask = visible.tril_(length + tokens - query.shape[2])[None, None]
+            visible = torch.ones(query.shape[2], tokens, dtype=torch.bool, device=query.device)
+            attention_mask = widen(visible.tril_(tokens - query.shape[2])[None, None], columns)
+        elif columns.visible is not None:
+            attention_mask = widen(query.new_zeros(1, 1, 1, tokens), columns)
     elif attention_mask.shape[-1] == tokens:  # made by the caller, or by the model itself
-        attention_mask = widen(attention_mask, length)
+        attention_mask = widen(attention_mask, columns)
     return slot.attention(
         module, query, in_front(prefix[0], key), in_front(prefix[1], value), attention_mask, **kwargs
     )
 
 
 def _mask(*, config: Any, **kwargs: Any) -> torch.Tensor | None:
-    """The registered mask function: the wrapped implementation's mask with P columns in front that all see."""
-    implementation, length = getattr(config, _MASK)
-    if length and kwargs["q_length"] > 1:
+    """The registered mask function: the wrapped implementation's mask with the prefix's columns in front."""
+    implementation, columns = getattr(config, _MASK)
+    if columns.length and kwargs["q_length"] > 1:
         # the shortcut knows no prefix, nor the empty places of a cache behind one
         kwargs["allow_is_causal_skip"] = False
+    if columns.visible is not None:  # there is something to hide, whatever the tokens are
+        kwargs["allow_is_causal_skip"] = kwargs["allow_is_bidirectional_skip"] = False
     mask = (sdpa_mask if implementation == "sdpa" else eager_mask)(config=config, **kwargs)
-    return None if mask is None else widen(mask, length)
-
-
-def widen(mask: torch.Tensor, length: int) -> torch.Tensor:
-    """P columns in front of a mask [B or 1, 1, N, N']: True where masks are boolean, 0 where they are added."""
-    return nn.functional.pad(mask, (length, 0), value=True if mask.dtype == torch.bool else 0.0)
+    return None if mask is None else widen(mask, columns)
 
 
 AttentionInterface.register(PREFIX_ATTENTION, _attention)

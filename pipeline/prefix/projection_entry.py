@@ -13,14 +13,16 @@ import torch
 from torch import nn
 
 from pipeline.prefix.architecture import Anatomy
-from pipeline.prefix.source import Source
+from pipeline.prefix.source import Columns, Source, widen
 
 
 class ProjectionEntry:
     """The entry into one model: hooks on every attention module and its projections."""
 
-    def __init__(self, found: Anatomy, source: Source) -> None:
-        self._layers = [_Layer(module, number, source) for number, module in enumerate(found.attention)]
+    def __init__(self, found: Anatomy, source: Source, columns: Columns) -> None:
+        self._layers = [
+            _Layer(module, number, source, columns) for number, module in enumerate(found.attention)
+        ]
 
     def begin(self, kwargs: dict[str, Any]) -> None:
         """A pass begins; its arguments stay."""
@@ -32,8 +34,8 @@ class ProjectionEntry:
 
 
 class _Layer:
-    def __init__(self, module: Any, number: int, source: Source) -> None:
-        self._number, self._source = number, source
+    def __init__(self, module: Any, number: int, source: Source, columns: Columns) -> None:
+        self._number, self._source, self._columns = number, source, columns
         self._heads = module.num_attention_heads
         self._key: torch.Tensor | None = None
         self._handles = [
@@ -52,13 +54,14 @@ class _Layer:
         prefix = self._source.given(self._number)
         if prefix is None:
             return args, kwargs
-        length = len(prefix[0])
+        length = self._columns.length
         hidden, mask, *rest = args
         kwargs = {**kwargs, "relative_pos": None}  # the module makes it for as many rows as it is given
         if kwargs.get("query_states") is not None:
             kwargs["query_states"] = nn.functional.pad(kwargs["query_states"], (0, 0, length, 0))
         hidden = nn.functional.pad(hidden, (0, 0, length, 0))
-        mask = nn.functional.pad(mask, (length, 0, length, 0), value=1)
+        # What the rows of the prefix see does not matter, as long as it is something.
+        mask = nn.functional.pad(widen(mask.bool(), self._columns), (0, 0, length, 0), value=True)
         return (hidden, mask, *rest), kwargs
 
     def _keys(self, module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
@@ -71,7 +74,7 @@ class _Layer:
     def _values(self, module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
         assert self._key is not None
         prefix = self._source.given(self._number)
-        length = 0 if prefix is None else len(prefix[0])
+        length = 0 if prefix is None else self._columns.length
         key, value = (
             torch.unflatten(part[:, length:], -1, (self._heads, -1)).transpose(1, 2)
             for part in (self._key, output)
@@ -92,5 +95,5 @@ class _Layer:
         if prefix is None:
             return output
         context, weights = output
-        length = len(prefix[0])
+        length = self._columns.length
         return context[:, length:], None if weights is None else weights[:, :, length:]

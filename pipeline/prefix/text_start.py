@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from pipeline.errors import PrefixError
 from pipeline.prefix.architecture import anatomy, check_window
 from pipeline.prefix.entries import enter, leave
+from pipeline.prefix.source import Columns
 
 
 def text_key_values(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor:
@@ -36,7 +37,7 @@ def text_key_values(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Te
     found = anatomy(model)
     check_window(found, len(input_ids), 0 if found.shifts else len(input_ids))
     recorder = _Recorder()
-    entry = enter(model, found, recorder, 0)
+    entry = enter(model, found, recorder, Columns(0))
     training = model.training
     rows = input_ids[None].to(next(model.parameters()).device)
     try:

@@ -64,7 +64,10 @@ class PrefixShape:
         widths = [layer.heads * size for layer in self.layers for size in (layer.key_size, layer.value_size)]
         parts: Iterator[torch.Tensor] = iter(torch.split(rows, widths, dim=-1))
         return tuple(
-            (keys.view(*keys.shape[:-1], layer.heads, -1), values.view(*values.shape[:-1], layer.heads, -1))
+            (
+                keys.view(*keys.shape[:-1], layer.heads, layer.key_size),
+                values.view(*values.shape[:-1], layer.heads, layer.value_size),
+            )
             for layer, keys, values in zip(self.layers, parts, parts, strict=True)
         )
 

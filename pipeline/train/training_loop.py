@@ -33,7 +33,7 @@ import torch
 from pipeline.errors import NonFiniteLossError, TrainingError, TrainingInterruptedError
 from pipeline.params import TrainingParams
 from pipeline.train import checkpoints
-from pipeline.train.batches import Indices, Rows, epoch_steps, part_of, validation_batches
+from pipeline.train.batches import AnyBatch, Indices, Rows, epoch_steps, part_of, validation_batches
 from pipeline.train.losses import batch_loss
 from pipeline.train.process_group import ALONE, ProcessGroup
 from pipeline.train.progress import TrainingProgress
@@ -216,7 +216,7 @@ class Loop:
             if counters.validation_due:
                 self._validate()
             while True:
-                if (ending := self._ending()) is not None:
+                if (ending := self.ending()) is not None:
                     self._check_alike()
                     return ending
                 self._step()
@@ -226,26 +226,18 @@ class Loop:
                 if self._save_due:
                     self._save()
 
-    def _ending(self) -> Ending | None:
-        """What ends the training here; None while it goes on."""
-        counters, plan, patience = self.counters, self.plan, self._params.patience
-        if patience is not None and counters.worse >= patience:
+    def ending(self) -> Ending | None:
+        """What has ended the training; None while there is a step to do."""
+        plan = self.plan
+        if self._params.patience is not None and self.counters.worse >= self._params.patience:
             return "patience"
-        if counters.step < plan.total:
+        if self.counters.step < plan.total:
             return None
         return "epochs" if plan.total == plan.epoch_steps * self._params.epochs else "max_steps"
 
     def _step(self) -> None:
         began = time.monotonic()
-        counters = self.counters
-        step = counters.step + 1
-        mine = self._examples(step)
-        pieces = math.ceil(self._params.gradient_accumulation / self._group.size)
-        batches = self._rows.batches(mine, pieces) if len(mine) else ()
-        share = self.plan.rate(step)
-        for group in self._optimiser.param_groups:
-            group["lr"] = group["base"] * share
-        self._optimiser.zero_grad()
+        batches = self.begin_step()
         loss, targets = 0.0, 0.0
         for batch in batches:
             piece = batch_loss(self._model, batch, self._params.dtype)
@@ -256,6 +248,32 @@ class Loop:
         loss /= targets
         for gradient in self._gradients():
             gradient /= targets
+        rate = self.end_step(loss, targets, began)
+        self._progress.step(self.counters.step, loss=loss, rate=rate)
+
+    def begin_step(self) -> Sequence[AnyBatch]:
+        """This process's batches of the next step, whose gradients are to be added up from zero."""
+        self._optimiser.zero_grad()
+        mine = self._examples(self.counters.step + 1)
+        pieces = math.ceil(self._params.gradient_accumulation / self._group.size)
+        return self._rows.batches(mine, pieces) if len(mine) else ()
+
+    def end_step(self, loss: float, targets: float, began: float) -> float:
+        """Take the step that the gradients ask for; returns targets a second.
+
+        Args:
+            loss: of the step, in nats a target.
+            targets: of all its batches.
+            began: when the step began, by the monotonic clock.
+
+        Raises:
+            NonFiniteLossError: loss or gradients are NaN or infinite; no step was taken.
+        """
+        counters = self.counters
+        step = counters.step + 1
+        share = self.plan.rate(step)
+        for group in self._optimiser.param_groups:
+            group["lr"] = group["base"] * share
         norm = float(torch.nn.utils.clip_grad_norm_(self.trained.values(), self._params.max_grad_norm))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self._fail(step, f"the loss is {loss:g} and the gradient's norm {norm:g}")
@@ -265,7 +283,6 @@ class Loop:
         seconds = time.monotonic() - began
         counters.seconds += seconds
         rate = targets / max(seconds, 1e-9)
-        self._progress.step(step, loss=loss, rate=rate)
         self._note(
             kind="step",
             loss=loss,
@@ -273,11 +290,11 @@ class Loop:
             grad_norm=norm,
             targets_per_second=round(rate, 1),
         )
+        return rate
 
     @torch.no_grad()
     def _validate(self) -> None:
         began = time.monotonic()
-        counters = self.counters
         total, targets, right = 0.0, 0.0, 0.0
         for batch in validation_batches(self._validation, self._group.rank, self._group.size):
             piece = batch_loss(self._model, batch)
@@ -287,6 +304,19 @@ class Loop:
         total, targets, right = self._added([total, targets, right])
         self._stop_if_interrupted()
         loss, accuracy = total / targets, right / targets
+        self.end_validation(loss, accuracy, began)
+        self._progress.say(
+            f"step {self.counters.step}/{self.plan.total}  validation loss {loss:.4f}  accuracy {accuracy:.4f}"
+            + ("  best so far" if not self.counters.worse else "")
+        )
+
+    def end_validation(self, loss: float, accuracy: float, began: float) -> None:
+        """Keep the trained tensors if they are the best so far; `began` as in `end_step`.
+
+        Raises:
+            NonFiniteLossError: the loss is NaN or infinite.
+        """
+        counters = self.counters
         if not math.isfinite(loss):
             self._fail(counters.step, f"the validation loss is {loss:g}")
         counters.validation_due = False
@@ -297,10 +327,6 @@ class Loop:
         else:
             counters.worse += 1
         counters.seconds += time.monotonic() - began
-        self._progress.say(
-            f"step {counters.step}/{self.plan.total}  validation loss {loss:.4f}  accuracy {accuracy:.4f}"
-            + ("  best so far" if not counters.worse else "")
-        )
         self._note(kind="validation", loss=loss, accuracy=accuracy)
 
     def _examples(self, step: int) -> Indices:
@@ -329,7 +355,7 @@ class Loop:
         return sums
 
     def _note(self, **figures: Any) -> None:
-        if self._curves is None:
+        if not self._group.first:
             return
         step = self.counters.step
         line = {
@@ -338,12 +364,16 @@ class Loop:
             "seconds": round(self.counters.seconds, 3),
             **figures,
         }
+        self._keep(line)
+        if self._on_curve is not None:
+            self._on_curve(line)
+
+    def _keep(self, line: Mapping[str, Any]) -> None:
+        assert self._curves is not None  # the first process has them open
         content = json.dumps(line).encode() + b"\n"
         with checkpoints.saving("the curve", self._folder):
             if self._curves.write(content) != len(content):  # the last bytes that the disk had room for
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if self._on_curve is not None:
-            self._on_curve(line)
 
     def _fail(self, step: int, what: str) -> None:
         rate = self._params.learning_rate * self.plan.rate(step)

@@ -1,0 +1,278 @@
+"""Training several prefixes at once on one copy of the base.
+
+Every round each prefix takes one step of its own training: its own rows, learning rate, schedule, clipping, optimiser,
+validations and ending are those it would have alone. Shared are the passes through the base's layers, forward and
+backward, in which each row sees its own prefix. A row's loss depends on no other prefix than its own, so the gradients
+fall apart by prefix, and all that is trained comes out as if each had been trained alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from pipeline.base.base_model import weights_digest
+from pipeline.errors import IntegrityError, NonFiniteLossError, PrefixError, TrainingError
+from pipeline.params import TrainingParams
+from pipeline.prefix.architecture import anatomy, check_window
+from pipeline.prefix.packing import PackedRows
+from pipeline.prefix.several import Head, SeveralAttachment, attach_several, check_head, part_of, worn
+from pipeline.prefix.tuning import Prefix
+from pipeline.train.batches import AnyBatch, Rows, validation_batches
+from pipeline.train.losses import BatchLoss, batch_loss
+from pipeline.train.training_loop import Counters, Ending, Loop, OnCurve
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TOKENS = 8192
+"""Tokens in a pass at most, padding included, unless one prefix's own batch has more."""
+
+
+@dataclass(frozen=True)
+class FleetJob:
+    """One prefix to train.
+
+    Attributes:
+        prefix: where it starts. It is trained in place, and holds its best numbers at the end.
+        rows, validation: the splits.
+        params: as for a training alone; `threads` and `checkpoint_seconds` have no meaning here.
+        head: for classification, where the prefix's head starts, by the names in the model. {} for generation.
+        on_curve: told each line of the curves.
+    """
+
+    prefix: Prefix
+    rows: Rows
+    validation: Rows
+    params: TrainingParams
+    head: Head
+    on_curve: OnCurve | None = None
+
+
+@dataclass(frozen=True)
+class FleetResult:
+    """What the training of one prefix came to.
+
+    Attributes:
+        counters: as of a training alone; `seconds` are those of the rounds it took part in, shared with the others.
+        best: the tensors with the best validation loss: "prefix.<name>" and "head.<name>".
+        stopped: what ended it; None where `error` did.
+        error: its loss or gradients were NaN or infinite. The others went on.
+    """
+
+    counters: Counters
+    best: Mapping[str, torch.Tensor]
+    stopped: Ending | None
+    error: NonFiniteLossError | None
+
+
+def train_together(
+    model: PreTrainedModel, jobs: Sequence[FleetJob], *, tokens: int = TOKENS
+) -> list[FleetResult]:
+    """Train the prefix of every job on `model`, all at once.
+
+    Nothing is written: what is worth keeping is in the results (`pipeline.prefix.adapter.save_adapter` writes one).
+    Interrupted, all of it is lost.
+
+    Args:
+        model: the frozen base in evaluation mode, without an attachment. Its own head is left alone; those of the jobs
+            may be for other numbers of labels.
+        jobs: all of one task. They may differ in everything else, and in how many steps they take.
+        tokens: the most in one pass; less needs less memory.
+
+    Returns:
+        One for each job, in their order.
+
+    Raises:
+        PrefixError: a prefix or head does not fit the model, or rows do not fit beside their prefix. Before anything
+            is computed.
+        TrainingError: no jobs, or one has no rows.
+        IntegrityError: the base's weights changed.
+    """
+    _check(model, jobs)
+    before = weights_digest(model)
+    members = [_Member(model, job) for job in jobs]
+    with attach_several(model, [job.prefix for job in jobs]) as attached:
+        fleet = _Fleet(attached, members, tokens)
+        while active := [i for i, member in enumerate(members) if member.goes_on()]:
+            fleet.step(active)
+            fleet.validate([i for i in active if members[i].validation_is_due()])
+    after = weights_digest(model)
+    if after != before:
+        raise IntegrityError(
+            [f"weights were {before}", f"weights are  {after}"],
+            heading="the frozen base changed during training; do not keep the prefixes:",
+        )
+    with torch.no_grad():
+        for job, member in zip(jobs, members, strict=True):
+            for name, parameter in job.prefix.named_parameters():
+                parameter.grad = None
+                parameter.copy_(member.best[f"prefix.{name}"])
+    return [FleetResult(member.counters, member.best, member.ending(), member.error) for member in members]
+
+
+def _check(model: PreTrainedModel, jobs: Sequence[FleetJob]) -> None:
+    if not jobs:
+        raise TrainingError("training together: got no jobs; expected at least one")
+    found = anatomy(model)
+    classifies = any(job.head for job in jobs)
+    for number, job in enumerate(jobs):
+        if classifies:
+            check_head(model, job.head, f"job {number}: the head")
+        for split, rows in (("rows", job.rows), ("validation", job.validation)):
+            if not len(rows.lengths):
+                raise TrainingError(f"job {number}: {split}: got none; expected at least one")
+            try:
+                check_window(found, job.prefix.length, int(rows.lengths.max()))
+            except PrefixError as error:
+                raise PrefixError(f"job {number}: {split}: {error}") from None
+
+
+class _Member(Loop):
+    """One prefix's own part of the training; the passes are made by `_Fleet`."""
+
+    def __init__(self, model: PreTrainedModel, job: FleetJob) -> None:
+        self.head = {name: torch.nn.Parameter(tensor.detach().clone()) for name, tensor in job.head.items()}
+        self.validation = job.validation
+        self.error: NonFiniteLossError | None = None
+        super().__init__(
+            model,
+            {"prefix": dict(job.prefix.named_parameters()), "head": self.head},
+            rows=job.rows,
+            validation=job.validation,
+            params=job.params,
+            folder=Path(),
+            identity="",
+            on_curve=job.on_curve,
+            unit="targets",
+        )
+
+    def ending(self) -> Ending | None:
+        return None if self.error is not None else super().ending()
+
+    def goes_on(self) -> bool:
+        return self.error is None and self.ending() is None
+
+    def validation_is_due(self) -> bool:
+        return self.error is None and self.counters.validation_due
+
+    def _keep(self, line: Mapping[str, Any]) -> None:
+        """Curves are not written."""
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A batch of one member."""
+
+    owner: int
+    batch: AnyBatch
+
+
+class _Fleet:
+    """The passes that members share."""
+
+    def __init__(self, attached: SeveralAttachment, members: Sequence[_Member], tokens: int) -> None:
+        self._attached, self._members, self._tokens = attached, members, tokens
+
+    def step(self, active: Sequence[int]) -> None:
+        """A step of every member of `active`."""
+        began = time.monotonic()
+        pieces = [_Piece(i, batch) for i in active for batch in self._members[i].begin_step()]
+        targets = dict.fromkeys(active, 0)
+        for piece in pieces:
+            targets[piece.owner] += len(piece.batch.targets)
+        losses = dict.fromkeys(active, 0.0)
+        for part in _passes(pieces, self._tokens):
+            found = self._losses(part)
+            # By the targets of each member's own step, as in a training alone.
+            shares = [loss.total / targets[piece.owner] for piece, loss in zip(part, found, strict=True)]
+            torch.stack(shares).sum().backward()  # type: ignore[no-untyped-call]
+            for piece, share in zip(part, shares, strict=True):
+                losses[piece.owner] += share.item()
+        for i in active:
+            try:
+                self._members[i].end_step(losses[i], targets[i], began)
+            except NonFiniteLossError as error:
+                self._members[i].error = error
+
+    @torch.no_grad()
+    def validate(self, due: Sequence[int]) -> None:
+        """A validation of every member of `due`."""
+        began = time.monotonic()
+        sums = {i: np.zeros(3) for i in due}  # loss, targets, right
+        for batches in zip_longest(*(validation_batches(self._members[i].validation) for i in due)):
+            pieces = [_Piece(i, batch) for i, batch in zip(due, batches, strict=True) if batch is not None]
+            for part in _passes(pieces, self._tokens):
+                for piece, loss in zip(part, self._losses(part), strict=True):
+                    sums[piece.owner] += (loss.total.item(), loss.targets, loss.right)
+        for i, (total, targets, right) in sums.items():
+            try:
+                self._members[i].end_validation(float(total / targets), float(right / targets), began)
+            except NonFiniteLossError as error:
+                self._members[i].error = error
+
+    def _losses(self, pieces: Sequence[_Piece]) -> list[BatchLoss]:
+        """The loss of each piece, from one pass for all of them."""
+        attached = self._attached
+        model = attached.model
+        attached.assign([piece.owner for piece in pieces for _ in range(len(piece.batch.input_ids))])
+        outputs = attached.run(**_inputs(model, [piece.batch for piece in pieces]))
+        losses, start = [], 0
+        for piece in pieces:
+            rows, width = piece.batch.input_ids.shape
+            own = part_of(outputs, slice(start, start + rows), width)
+            with attached.replaying(own), worn(model, self._members[piece.owner].head):
+                losses.append(batch_loss(model, piece.batch))
+            start += rows
+        return losses
+
+
+def _passes(pieces: Sequence[_Piece], tokens: int) -> Iterator[list[_Piece]]:
+    """Pieces of like width and one kind together, at most `tokens` (padding included) in each pass."""
+    order = sorted(
+        pieces, key=lambda piece: (isinstance(piece.batch, PackedRows), piece.batch.input_ids.shape[1])
+    )
+    part: list[_Piece] = []
+    rows = 0
+    for piece in order:
+        more, width = piece.batch.input_ids.shape
+        other = bool(part) and type(part[0].batch) is not type(piece.batch)
+        if part and (other or (rows + more) * width > tokens):
+            yield part
+            part, rows = [], 0
+        part.append(piece)
+        rows += more
+    if part:
+        yield part
+
+
+def _inputs(model: PreTrainedModel, batches: Sequence[AnyBatch]) -> dict[str, torch.Tensor]:
+    """What the model's layers are called with for all rows of `batches`, the narrower ones padded on the right."""
+    first = batches[0]
+    width = max(batch.input_ids.shape[1] for batch in batches)
+    pad = model.config.get_text_config().pad_token_id
+    merged = {}
+    for name in (field.name for field in fields(first)):
+        if name in ("targets", "positions"):
+            continue
+        fill = (pad if isinstance(pad, int) else 0) if name == "input_ids" else 0
+        parts = [getattr(batch, name) for batch in batches]
+        merged[name] = torch.cat(
+            [torch.nn.functional.pad(part, (0, width - part.shape[1]), value=fill) for part in parts]
+        ).to(model.device)
+    if isinstance(first, PackedRows):
+        none = merged["input_ids"].new_zeros(0)
+        rows = PackedRows(**merged, targets=none, positions=none)
+        return {
+            "input_ids": rows.input_ids,
+            "attention_mask": rows.mask(model),
+            "position_ids": rows.position_ids,
+        }
+    return merged
