@@ -1,10 +1,10 @@
 """Several prefixes in one batch against one batch for each: forward, generation and training; time and peak memory.
 
-    python benchmarks/several.py [--prefixes 16] [--rows 4] [--steps 4] [--pairs 5] [--threads 2]
+    python benchmarks/several.py [--prefixes 16] [--rows 4] [--steps 4] [--pairs 5] [--threads 1]
 
 The base is a random Llama of 6 layers of 384 with 32,000 words. Prefixes are 5 to 20 positions long; each has `--rows`
-rows of 8 to 24 tokens, and its training as many sources a step, of 8 to 16 tokens with a reference or two. Each
-measurement is a process of its own, and the two sides run in turns:
+rows of 8 to 24 tokens, and its training as many sources a step, of 8 to 16 tokens with a reference or two. The two
+sides are timed in turns in one process; the peak memory of each is that of a process of its own:
 
     together   one batch for all prefixes; one fleet (`pipeline.train.fleet.train_together`)
     apart      a batch for each prefix, one after another; a training for each, one after another
@@ -16,6 +16,7 @@ seconds and peak memory of each side, and the ratios of each pair, smallest / me
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import random
 import resource
@@ -27,7 +28,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-VOCABULARY, NEW, END = 32_000, 16, 31_999
+VOCABULARY, NEW, END = 32_000, 8, 31_999
 WORK, SIDES = ("forward", "generate", "train"), ("together", "apart")
 
 
@@ -40,7 +41,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=4, help="rows of each prefix in a batch")
     parser.add_argument("--steps", type=int, default=4, help="optimiser steps of each training")
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
@@ -49,26 +50,31 @@ def main() -> None:
     settings = {key: getattr(arguments, key) for key in ("prefixes", "rows", "steps", "pairs", "threads")}
     result: dict[str, Any] = dict(settings)
     for work in WORK:
-        runs: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
-        for pair in range(arguments.pairs):
-            for side in SIDES if pair % 2 == 0 else SIDES[::-1]:
-                print(f"{work}, pair {pair + 1} of {arguments.pairs}: {side}", file=sys.stderr)
-                command = [sys.executable, __file__, *sys.argv[1:], "--measure", work, side]
-                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-                runs[side].append(json.loads(done.stdout.splitlines()[-1]))
-            check(work, runs["together"][-1]["answer"], runs["apart"][-1]["answer"])
-        pairs = list(zip(runs["together"], runs["apart"], strict=True))
+        times = measured(work, "both", arguments.pairs)["seconds"]
+        memory = {side: measured(work, side, 1) for side in SIDES}
         result[work] = {
             **{
                 side: {
-                    key: spread([run[key] for run in runs[side]]) for key in ("seconds", "peak_mb", "base_mb")
+                    "seconds": spread(times[side]),
+                    **{key: memory[side][key] for key in ("base_mb", "peak_mb")},
                 }
                 for side in SIDES
             },
-            "together_is_faster_by": spread([apart["seconds"] / one["seconds"] for one, apart in pairs]),
-            "memory_of_together": spread([one["peak_mb"] / apart["peak_mb"] for one, apart in pairs]),
+            "together_is_faster_by": spread(
+                [apart / one for one, apart in zip(times["together"], times["apart"], strict=True)]
+            ),
+            "memory_of_together": round(memory["together"]["peak_mb"] / memory["apart"]["peak_mb"], 3),
         }
     print(json.dumps(result, indent=2))
+
+
+def measured(work: str, side: str, pairs: int) -> dict[str, Any]:
+    """What `measure` says in a process of its own."""
+    print(f"{work}: {side}", file=sys.stderr)
+    command = [sys.executable, __file__, *sys.argv[1:], "--measure", work, side, "--pairs", str(pairs)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def check(work: str, ours: list[float], theirs: list[float]) -> None:
@@ -84,7 +90,7 @@ def spread(figures: list[float]) -> list[float]:
 
 
 def measure(work: str, side: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One side in this process: seconds, memory before and at the peak, and numbers to compare the sides by."""
+    """One side or both in this process: seconds by side, memory before and at the peak."""
     import torch
     import transformers
 
@@ -98,17 +104,26 @@ def measure(work: str, side: str, arguments: argparse.Namespace) -> dict[str, An
         num_attention_heads=6, max_position_embeddings=256, initializer_range=0.05, pad_token_id=0,
     )  # fmt: skip
     model = transformers.LlamaForCausalLM(config).eval().requires_grad_(False)
-    draw = random.Random(0)
+    draw = random.Random(-1)
     prefixes = []
     for number in range(arguments.prefixes):
         prefix = Prefix(PrefixShape.of_model(model), draw.randint(5, 20))
         prefix.init_random(0.5, torch.Generator().manual_seed(number))
         prefixes.append(prefix)
     base = peak()
-    seconds, answer = {"forward": forward, "generate": generation, "train": training}[work](
-        model, prefixes, side, arguments, draw
-    )
-    return {"seconds": seconds, "base_mb": base, "peak_mb": peak(), "answer": answer}
+    run = {"forward": forward, "generate": generation, "train": training}[work]
+    sides = SIDES if side == "both" else (side,)
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for pair in range(arguments.pairs):
+        answers = []
+        for name in sides if pair % 2 == 0 else sides[::-1]:
+            # The same texts for both; a training changes its prefixes.
+            taken, answer = run(model, copy.deepcopy(prefixes), name, arguments, random.Random(pair))
+            seconds[name].append(taken)
+            answers.append(answer)
+        if len(answers) == 2:
+            check(work, *answers)
+    return {"seconds": seconds, "base_mb": base, "peak_mb": peak()}
 
 
 def peak() -> float:
@@ -135,7 +150,7 @@ def batches(count: int, rows: int, draw: random.Random, *, side: str, left: bool
 def forward(
     model: Any, prefixes: list[Any], side: str, arguments: argparse.Namespace, draw: random.Random
 ) -> tuple[float, list[float]]:
-    """Ten times the next token's logits of every row, after one that warms up."""
+    """Three times the next token's logits of every row, after one that warms up."""
     import torch
 
     from pipeline.prefix.attention import attach
@@ -158,9 +173,9 @@ def forward(
     with torch.inference_mode():
         logits = once()
         began = time.perf_counter()
-        for _ in range(10):
+        for _ in range(3):
             once()
-        seconds = (time.perf_counter() - began) / 10
+        seconds = (time.perf_counter() - began) / 3
     return seconds, logits[:, 0, :50].flatten().tolist()
 
 
