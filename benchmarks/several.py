@@ -65,6 +65,9 @@ def main() -> None:
             ),
             "memory_of_together": round(memory["together"]["peak_mb"] / memory["apart"]["peak_mb"], 3),
         }
+        print(
+            json.dumps({work: result[work]}), file=sys.stderr
+        )  # what is measured is not lost if the rest is cut off
     print(json.dumps(result, indent=2))
 
 
