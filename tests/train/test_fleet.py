@@ -60,7 +60,13 @@ def text_rows(count: int, seed: int, model: Any = None) -> Rows:
 
 def parameters(number: int, **more: Any) -> TrainingParams:
     return TrainingParams(
-        **{"head_learning_rate": 0.02, "validations_per_epoch": 2, **SETTINGS[number], **more}
+        **{
+            "head_learning_rate": 0.02,
+            "validations_per_epoch": 2,
+            "patience": None,
+            **SETTINGS[number],
+            **more,
+        }
     )
 
 
