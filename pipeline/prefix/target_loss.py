@@ -37,7 +37,8 @@ def target_loss(
     """
     found = anatomy(model)
     base = found.base
-    places, place = positions.unique(return_inverse=True)  # several targets may be predicted at one place
+    # Several targets may be predicted at one place.
+    places, place = positions.unique(return_inverse=True)  # type: ignore[no-untyped-call]
     with last_layer_at(found, places):
         outputs = base(**inputs)
     order = place.argsort(stable=True)
