@@ -37,8 +37,9 @@ def target_loss(
     """
     found = anatomy(model)
     base = found.base
-    # Several targets may be predicted at one place.
-    places, place = positions.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+    places, place = torch.unique(
+        positions, return_inverse=True
+    )  # several targets may be predicted at one place
     with last_layer_at(found, places):
         outputs = base(**inputs)
     order = place.argsort(stable=True)
