@@ -16,9 +16,9 @@ from typing import Any
 
 from pipeline.base import base_model
 from pipeline.compare import quality, terms, worker
-from pipeline.compare.job import ROWS, Setting
+from pipeline.compare.job import ROWS, SCORED, Setting
 from pipeline.compare.methods import METHODS, chosen, headline
-from pipeline.compare.sweep import Swept, scored, sweep
+from pipeline.compare.sweep import Swept, sweep
 from pipeline.data import dataset
 from pipeline.data.splits import SPLITS
 from pipeline.digest import sha256_file
@@ -94,10 +94,15 @@ def compare(
             )
             for method in methods
         ]  # fmt: skip
-        files = {one.method: [scored(job, out, say) / ROWS for job, _ in one.chosen] for one in swept}
-        say("measuring latency, all methods in turns")
-        folders = [one.chosen[0][0].folder(out) for one in swept]
-        latencies = worker.start("latency", folders, what="latency")
+        say("scoring the test rows, then measuring latency, all methods in turns")
+        files, folders = {}, []
+        for one in swept:
+            places = [job.folder(out) for job, _ in one.chosen]
+            for place, (job, _) in zip(places, one.chosen, strict=True):
+                job.write(place)  # with today's evaluation settings, which leave the training as it is
+            files[one.method] = [place / SCORED / "content" / ROWS for place in places]
+            folders += places
+        latencies = worker.start("serve", folders, what="scoring and latency")
         judged = quality.judged(files, entry.task, entry.evaluation, entry.gate)
         result = _result(name, entry, setting, rows, swept, judged, latencies, wanted)
         result["page"] = str(out / compare_page.PAGE)

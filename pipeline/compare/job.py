@@ -25,9 +25,8 @@ from pipeline.compare.methods import METHODS
 from pipeline.digest import digest
 from pipeline.params import BaseModelParams, EvaluationParams, PrefixParams, Task, TrainingParams
 
-JOB, RESULT, SCORED, ARTEFACT, RECORD, ROWS = (
-    "job.json", "result", "scored", "artefact", "record.json", "rows.parquet",
-)  # fmt: skip
+JOB, RESULT, SCORED, ARTEFACT = "job.json", "result", "scored", "artefact"
+RECORD, ROWS, KEY = "record.json", "rows.parquet", "key.json"
 _HARMLESS = {"checkpoint_seconds", "threads"}
 """Training settings that do not decide the result."""
 

@@ -6,6 +6,7 @@ PEFT is imported where it is used, and only there: without it the other methods 
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,7 +166,7 @@ def put_on(
             config = peft.PromptEncoderConfig(
                 num_virtual_tokens=prefix.length, encoder_hidden_size=width, **common
             )
-        wrapped = peft.get_peft_model(model, config)
+        wrapped = _wrapped(model, config)
     if name == "lora":
         details = {"rank": rank, "alpha": rank, "targets": sorted(wrapped.active_peft_config.target_modules)}
     elif name == "prompt":
@@ -185,7 +186,8 @@ def load(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """Put the adapter that `Adapted.save` wrote to `folder` on `model`, head included, ready to be asked."""
     import peft
 
-    wrapped = peft.PeftModel.from_pretrained(model, str(folder))
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):
+        wrapped = peft.PeftModel.from_pretrained(model, str(folder))
     return _adapted(wrapped, {}).model
 
 
@@ -194,7 +196,7 @@ def nearest_rank(model: PreTrainedModel, prefix: PrefixParams, targets: Any) -> 
     import peft
 
     wanted = prefix_parameters(model, prefix)
-    probe = peft.get_peft_model(model, peft.LoraConfig(r=1, target_modules=targets))
+    probe = _wrapped(model, peft.LoraConfig(r=1, target_modules=targets))
     each: int = sum(p.numel() for name, p in probe.named_parameters() if "lora_" in name)
     probe.unload()
     return max(1, round(wanted / each))
@@ -204,6 +206,14 @@ def prefix_parameters(model: PreTrainedModel, params: PrefixParams) -> int:
     """How many numbers a prefix trains on `model`; with a projection, the projection's."""
     prefix = Prefix(PrefixShape.of_model(model), params.length, projection=params.projection)
     return sum(parameter.numel() for parameter in prefix.parameters())
+
+
+def _wrapped(model: PreTrainedModel, config: Any) -> Any:
+    import peft
+
+    # PEFT 0.21 asks for an attribute that transformers has renamed.
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):
+        return peft.get_peft_model(model, config)
 
 
 def _adapted(wrapped: Any, details: Mapping[str, Any]) -> Adapted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ import torch
 from pipeline.base import base_model
 from pipeline.base.base_model import head_parameters
 from pipeline.compare import methods, probes
-from pipeline.compare.job import ARTEFACT, RESULT, ROWS, SCORED, Job, Setting
+from pipeline.compare.job import ARTEFACT, KEY, RESULT, ROWS, SCORED, Job, Setting
+from pipeline.errors import IntegrityError
 from pipeline.evaluate import scoring, systems
 from pipeline.evaluate.probe import Probe
 from pipeline.evaluate.scored import schema
@@ -60,6 +62,17 @@ def loaded(job: Job, folder: Path, model: Any) -> Loaded:
     return Loaded(methods.load(model, artefact))
 
 
+def is_scored(job: Job, folder: Path) -> bool:
+    """Whether `score` has been done for just this training, test rows and settings; damaged scores do not count."""
+    if not (folder / SCORED).exists():
+        return False
+    try:
+        content = checkpoints.opened(folder / SCORED)
+    except IntegrityError:
+        return False
+    return bool(json.loads((content / KEY).read_text(encoding="utf-8")) == job.scored_key)
+
+
 def score(job: Job, folder: Path) -> None:
     """Score the test rows once; write `folder`/scored/content/rows.parquet, whole or not at all."""
     shared = job.setting
@@ -93,7 +106,7 @@ def score(job: Job, folder: Path) -> None:
     table = pa.Table.from_arrays([pa.array(columns[f.name], type=f.type) for f in wanted], schema=wanted)
     with checkpoints.sealed(folder / SCORED) as content:
         pq.write_table(table, content / ROWS, compression="zstd")
-        write_json(content / "key.json", job.scored_key)
+        write_json(content / KEY, job.scored_key)
 
 
 def latencies(jobs: Sequence[tuple[Job, Path]]) -> dict[str, list[float]]:

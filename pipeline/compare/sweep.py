@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.compare import worker
-from pipeline.compare.job import RECORD, RESULT, SCORED, Job, Setting
+from pipeline.compare.job import RECORD, RESULT, Job, Setting
 from pipeline.compare.methods import METHODS
 from pipeline.errors import CompareError, IntegrityError
 from pipeline.train import checkpoints
@@ -111,22 +111,6 @@ def trained(job: Job, out: Path, say: Say) -> Mapping[str, Any]:
             f"{title}: {folder} does not hold what was just trained; run the same command again"
         )
     return record
-
-
-def scored(job: Job, out: Path, say: Say) -> Path:
-    """The scored test rows of a training: kept, or else scored now."""
-    folder = job.folder(out)
-    content = folder / SCORED
-    try:
-        opened = checkpoints.opened(content)
-        if json.loads((opened / "key.json").read_text(encoding="utf-8")) == job.scored_key:
-            return opened
-    except IntegrityError:
-        shutil.rmtree(content, ignore_errors=True)
-    say(f"{named(job)}: scoring the test rows")
-    job.write(folder)  # other evaluation settings leave the training as it is
-    worker.start("score", [folder], what=f"{named(job)}: scoring")
-    return checkpoints.opened(content)
 
 
 def named(job: Job) -> str:

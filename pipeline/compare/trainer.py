@@ -35,6 +35,7 @@ def run(job: Job, folder: Path) -> None:
         TrainingInterruptedError, TrainingError: see `pipeline.train.training_loop.Loop.run`.
         PrefixError, BaseModelError, DataError, IntegrityError: see the steps.
     """
+    _import_all(job)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".scratch.") as scratch:
         artefact = Path(scratch) / ARTEFACT
         try:
@@ -48,6 +49,21 @@ def run(job: Job, folder: Path) -> None:
             record = {"key": job.key, "method": job.method, "rate": job.rate, "seed": job.seed}
             files.write_json(content / RECORD, {**record, "artefact_bytes": size, **found})
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def _import_all(job: Job) -> None:
+    """Import what would otherwise be imported while memory is measured."""
+    import datasets
+    import rich.progress
+
+    datasets.disable_progress_bars()
+    rich.progress.Progress(disable=True)
+    if job.method == "probe":
+        import sklearn.linear_model
+        import sklearn.preprocessing
+
+        sklearn.linear_model.LogisticRegression()
+        sklearn.preprocessing.StandardScaler()
 
 
 def _prefix(job: Job, folder: Path, artefact: Path) -> dict[str, Any]:
@@ -103,8 +119,8 @@ def _peft(job: Job, folder: Path, artefact: Path) -> dict[str, Any]:
         lora_rank=job.lora_rank,
         start_tokens=_start_tokens(job, base_model.tokenizer(base)) if job.method == "prompt" else None,
     )
-    rows, validation = (_rows(job, model, split) for split in ("train", "validation"))
     held = memory.begin()
+    rows, validation = (_rows(job, model, split) for split in ("train", "validation"))
     with checkpoints.locked(folder / "checkpoints"):
         loop = Loop(
             adapted.model,

@@ -1,7 +1,7 @@
 """A process for each piece of work, so that one method's memory is not another's: `python -m pipeline.compare.worker`.
 
-    worker ALIVE train|score FOLDER      the training whose job.json is in FOLDER
-    worker ALIVE latency FOLDER…         all of them, in turns
+    worker ALIVE train FOLDER      the training whose job.json is in FOLDER
+    worker ALIVE serve FOLDER…     the trained methods as they are used: scored where they are not yet, and timed in turns
 
 What a person watches goes to stderr. The last line on stdout is JSON: what was found, or {"error": …}. Exit codes: 0
 done, 1 error, 130 interrupted. It ends with the process that started it, however that ends.
@@ -24,7 +24,7 @@ from pipeline.errors import CompareError, PrefixlineError, TrainingInterruptedEr
 from pipeline.orphans import end_with_parent
 
 EXIT_INTERRUPTED = 130
-Work = Literal["train", "score", "latency"]
+Work = Literal["train", "serve"]
 
 
 def start(work: Work, folders: Sequence[Path], *, what: str) -> Any:
@@ -97,10 +97,16 @@ def _work(work: str, folders: list[Path]) -> dict[str, Any]:
     first, folder = jobs[0]
     if (threads := first.setting.training.threads) is not None:
         torch.set_num_threads(threads)
-    if work == "latency":
-        return serving.latencies(jobs)
-    (trainer.run if work == "train" else serving.score)(first, folder)
-    return {}
+    if work == "train":
+        trainer.run(first, folder)
+        return {}
+    for one, place in jobs:
+        if not serving.is_scored(one, place):
+            serving.score(one, place)
+    seen: dict[str, Any] = {}
+    for one, place in jobs:
+        seen.setdefault(one.method, (one, place))
+    return serving.latencies(list(seen.values()))
 
 
 if __name__ == "__main__":
