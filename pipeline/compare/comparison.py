@@ -9,6 +9,7 @@ import importlib.metadata
 import math
 import os
 import platform
+import shutil
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -138,6 +139,8 @@ def _prepared(
         )
     params = workspace.params().base_model(name)
     base = base_model.resolve(entry.base_model, params, workspace.root)
+    for left in out.glob(".prepared.*"):  # by a process that was killed
+        shutil.rmtree(left)
     prepared = out / "prepared"
     summary = dataset.prepare(
         raw,

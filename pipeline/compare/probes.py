@@ -18,14 +18,12 @@ def save(fitted: Probe, folder: Path) -> None:
 
     scaler, regression = fitted._scaler, fitted._regression
     arrays = {
+        # In float64: features that hardly vary are told apart by the mean's last digits.
         "mean": scaler.mean_,
         "scale": scaler.scale_,
         "classes": regression.classes_.astype(np.int64),
-        "coefficients": regression.coef_,
-        "intercept": regression.intercept_,
-    }
-    arrays = {
-        name: array if name == "classes" else array.astype(np.float32) for name, array in arrays.items()
+        "coefficients": regression.coef_.astype(np.float32),
+        "intercept": regression.intercept_.astype(np.float32),
     }
     write_bytes(folder / FILE, serialised(arrays))
 

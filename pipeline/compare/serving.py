@@ -16,7 +16,7 @@ import torch
 
 from pipeline.base import base_model
 from pipeline.base.base_model import head_parameters
-from pipeline.compare import methods, probes
+from pipeline.compare import peft_models, probes
 from pipeline.compare.job import ARTEFACT, KEY, RESULT, ROWS, SCORED, Job, Setting
 from pipeline.errors import IntegrityError
 from pipeline.evaluate import scoring, systems
@@ -59,7 +59,7 @@ def loaded(job: Job, folder: Path, model: Any) -> Loaded:
         return Loaded(model, prefix=prefix)
     if job.method == "probe":
         return Loaded(model, probe=probes.load(artefact, len(job.setting.labels or ())))
-    return Loaded(methods.load(model, artefact))
+    return Loaded(peft_models.load(model, artefact))
 
 
 def is_scored(job: Job, folder: Path) -> bool:

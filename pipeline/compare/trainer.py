@@ -14,7 +14,7 @@ import torch
 from pipeline import files
 from pipeline.base import base_model
 from pipeline.base.base_model import head_parameters, weights_digest
-from pipeline.compare import memory, methods, probes
+from pipeline.compare import memory, peft_models, probes
 from pipeline.compare.job import ARTEFACT, RECORD, RESULT, Job
 from pipeline.data.dataset import load_prepared
 from pipeline.errors import IntegrityError, NonFiniteLossError
@@ -36,6 +36,8 @@ def run(job: Job, folder: Path) -> None:
         PrefixError, BaseModelError, DataError, IntegrityError: see the steps.
     """
     _import_all(job)
+    for left in folder.glob(".*"):  # by a process that was killed
+        shutil.rmtree(left)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".scratch.") as scratch:
         artefact = Path(scratch) / ARTEFACT
         try:
@@ -110,7 +112,7 @@ def _peft(job: Job, folder: Path, artefact: Path) -> dict[str, Any]:
     base = shared.resolve()
     model = base_model.load(base, shared.task, labels=shared.labels, seed=job.seed)
     before = weights_digest(model)
-    adapted = methods.put_on(
+    adapted = peft_models.put_on(
         job.method,
         model,
         shared.task,

@@ -89,12 +89,14 @@ def main(arguments: list[str]) -> int:
 
 
 def _work(work: str, folders: list[Path]) -> dict[str, Any]:
-    import torch
-
-    from pipeline.compare import job, serving, trainer
+    from pipeline.compare import job
 
     jobs = [(job.read(folder), folder) for folder in folders]
     first, folder = jobs[0]
+    import torch
+
+    from pipeline.compare import serving, trainer
+
     if (threads := first.setting.training.threads) is not None:
         torch.set_num_threads(threads)
     if work == "train":
