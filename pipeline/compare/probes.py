@@ -25,6 +25,8 @@ def save(fitted: Probe, folder: Path) -> None:
         "coefficients": regression.coef_.astype(np.float32),
         "intercept": regression.intercept_.astype(np.float32),
     }
+    # safetensors writes an array's memory as it lies, and scikit-learn's coefficients lie column by column.
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     write_bytes(folder / FILE, serialised(arrays))
 
 

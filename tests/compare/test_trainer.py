@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from pipeline.base import base_model
 from pipeline.compare import serving, trainer
 from pipeline.compare.job import ARTEFACT, RECORD, RESULT, Job, Setting, read
 from pipeline.compare.methods import METHODS
-from pipeline.errors import DataError
+from pipeline.errors import DataError, TrainingInterruptedError
 from pipeline.evaluate.probe import fit
 from pipeline.evaluate.systems import read_examples
 from pipeline.params import Task
@@ -193,6 +195,37 @@ def test_whatever_decides_the_result_changes_the_key_and_nothing_else_does(
     assert len({job.key, *(one.key for one in other)}) == 1 + len(other)
     assert {one.key for one in same} == {job.key}
     assert same[3].scored_key != job.scored_key != same[4].scored_key
+
+
+@pytest.mark.parametrize("name", ["prefix", "lora", "ptuning"])
+def test_an_interrupted_training_goes_on_to_the_same_bits(
+    settings: dict[Task, Setting], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    job = job_for(settings["classification"], name)
+    whole, expected = run(job, tmp_path / "whole")
+    original, calls = ClassificationRows.batches, []
+
+    def interrupted(self: Any, examples: Any, pieces: int) -> Any:
+        calls.append(None)
+        if len(calls) == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, examples, pieces)
+
+    monkeypatch.setattr(ClassificationRows, "batches", interrupted)
+    folder = written(job, tmp_path / "cut")
+    with pytest.raises(TrainingInterruptedError):
+        trainer.run(job, folder)
+    assert not (folder / RESULT).exists()
+    (folder / ".scratch.left").mkdir()  # as a process leaves it that is killed
+    trainer.run(job, folder)
+    assert len(calls) > 10
+    assert not list(folder.glob(".*"))
+    artefacts = [
+        place / RESULT / "content" / ARTEFACT / "adapter_model.safetensors" for place in (whole, folder)
+    ]
+    assert artefacts[0].read_bytes() == artefacts[1].read_bytes()
+    record = json.loads((folder / RESULT / "content" / RECORD).read_text())
+    assert record["validation_loss"] == expected["validation_loss"]
 
 
 def test_missing_data_is_an_error_and_leaves_no_result(settings: dict[Task, Setting], tmp_path: Path):
