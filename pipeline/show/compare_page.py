@@ -36,7 +36,7 @@ def summary(result: Mapping[str, Any]) -> str:
 
 def rows(result: Mapping[str, Any]) -> list[list[list[str]]]:
     """The table: for each method the cells of `COLUMNS`, each a figure and what is said below it."""
-    metric, confidence = result["metric"], result["confidence"]
+    metric = result["metric"]
     table = []
     for method in result["methods"]:
         quality = method["quality"][metric]
@@ -47,13 +47,8 @@ def rows(result: Mapping[str, Any]) -> list[list[list[str]]]:
         table.append(
             [
                 [method["title"], method["source"]],
-                [f"{metric_title(metric)} {metric_number(metric, quality['figure'])}", *_interval(quality, metric, confidence)],
-                ["–"]
-                if difference is None
-                else [f"{metric_number(metric, difference['figure'], signed=True)} better"
-                      if (difference["figure"] or 0) >= 0
-                      else f"{metric_number(metric, -difference['figure'])} worse",
-                      *_interval(difference, metric, confidence, signed=True)],
+                [f"{metric_title(metric)} {metric_number(metric, quality['figure'])}", *_interval(quality, metric)],
+                _against(difference, metric),
                 ["–"]
                 if method["rate"] is None
                 else [f"{method['rate']:g}", f"{method['at_the_end']} tried" if method["at_the_end"] else f"of {len(method['tried'])}"],
@@ -67,6 +62,15 @@ def rows(result: Mapping[str, Any]) -> list[list[list[str]]]:
             ]
         )  # fmt: skip
     return table
+
+
+def _against(difference: Mapping[str, Any] | None, metric: str) -> list[str]:
+    """The cell that says how a method stands to the prefix; a dash for the prefix, and where there is no figure."""
+    if difference is None or difference["figure"] is None:
+        return ["–"]
+    amount = metric_number(metric, abs(difference["figure"]))
+    side = "better" if difference["figure"] >= 0 else "worse"
+    return [f"{amount} {side}", *_interval(difference, metric, signed=True)]
 
 
 def size(number: float) -> str:
@@ -119,7 +123,7 @@ def _page(result: Mapping[str, Any]) -> dict[str, Any]:
                 "better": METRICS[name],
                 "cells": [
                     [metric_number(name, method["quality"][name]["figure"]),
-                     *_interval(method["quality"][name], name, confidence)]
+                     *_interval(method["quality"][name], name)]
                     for method in result["methods"]
                 ],
             }
@@ -238,7 +242,7 @@ def _ends(found: Mapping[str, Any]) -> tuple[float, float] | None:
     return None if ends is None else (ends[0], ends[1])
 
 
-def _interval(found: Mapping[str, Any], metric: str, confidence: float, *, signed: bool = False) -> list[str]:
+def _interval(found: Mapping[str, Any], metric: str, *, signed: bool = False) -> list[str]:
     ends = _ends(found)
     if ends is None:
         return []

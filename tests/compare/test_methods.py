@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,12 @@ def test_methods_are_shown_in_one_order_and_all_of_the_task_are_compared_unless_
 def test_methods_that_cannot_be_compared_are_refused(names: tuple[str, ...], said: str):
     with pytest.raises(CompareError, match=said):
         methods.chosen(names, "generation")
+
+
+def test_the_command_that_installs_peft_is_the_extras():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    (wanted,) = project["project"]["optional-dependencies"]["compare"]
+    assert f'"{wanted}"' in methods.INSTALL
 
 
 def test_without_peft_its_methods_are_refused_with_the_command_that_installs_it(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +54,7 @@ def method(name: str, title: str, accuracy: float, difference: dict[str, Any] | 
     }
 
 
-@pytest.fixture
-def result() -> dict[str, Any]:
+def made() -> dict[str, Any]:
     return {
         "prefix": "intents",
         "task": "classification",
@@ -79,10 +77,20 @@ def result() -> dict[str, Any]:
     }
 
 
-def test_it_says_which_methods_are_better_worse_and_cannot_be_told_apart(
-    result: dict[str, Any], tmp_path: Path
-):
-    page = compare_page.write(result, tmp_path).read_text()
+@pytest.fixture
+def result() -> dict[str, Any]:
+    return made()
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("page")
+    compare_page.write(made(), folder)
+    return folder
+
+
+def test_it_says_which_methods_are_better_worse_and_cannot_be_told_apart(written: Path):
+    page = (written / compare_page.PAGE).read_text()
     assert "Prompt tuning is worse than the prefix by 0.200 in accuracy (−0.300 to −0.100)." in page
     assert "LoRA is better than the prefix by 0.100 in accuracy (+0.050 to +0.150)." in page
     assert (
@@ -91,38 +99,39 @@ def test_it_says_which_methods_are_better_worse_and_cannot_be_told_apart(
     assert "over test rows (bootstrap); one training each." in page
 
 
-def test_with_several_seeds_the_interval_over_seeds_decides(result: dict[str, Any], tmp_path: Path):
+def test_with_several_seeds_the_interval_over_seeds_decides(result: dict[str, Any]):
     result["budget"]["seeds"] = [0, 1]
     result["methods"][2]["difference"]["accuracy"] = estimate(0.1, 0.05, 0.15, seeds=True)
-    page = compare_page.write(result, tmp_path).read_text()
-    assert (
+    said = compare_page._verdict(result["methods"][2], result)
+    assert said == (
         "LoRA and the prefix cannot be told apart by accuracy here: the difference is +0.100 (−0.450 to +0.650)."
-        in page
     )
-    assert "Intervals are 95 % over seeds (Student&#39;s)." in page
+    assert compare_page._page(result)["interval_note"].startswith(
+        "Intervals are 95 % over seeds (Student's)."
+    )
 
 
-def test_what_could_not_be_compared_is_said_so(result: dict[str, Any], tmp_path: Path):
+def test_what_could_not_be_compared_is_said_so(result: dict[str, Any]):
     result["methods"][1]["difference"]["accuracy"] = estimate(None, 0, 0)
-    page = compare_page.write(result, tmp_path).read_text()
-    assert "Prompt tuning: accuracy could not be compared with the prefix&#39;s." in page
+    said = compare_page._verdict(result["methods"][1], result)
+    assert said == "Prompt tuning: accuracy could not be compared with the prefix's."
+    assert compare_page.rows(result)[1][2] == ["–"]
 
 
-def test_text_is_escaped_and_the_page_loads_nothing(result: dict[str, Any], tmp_path: Path):
-    page = compare_page.write(result, tmp_path).read_text()
+def test_text_is_escaped_and_the_page_loads_nothing(written: Path):
+    page = (written / compare_page.PAGE).read_text()
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert(1)" in page
     assert "default-src 'none'" in page
     assert page.count("<svg") == 7
 
 
-def test_equal_results_give_equal_pages_and_pictures(result: dict[str, Any], tmp_path: Path):
-    compare_page.write(result, tmp_path / "a")
-    compare_page.write(copy.deepcopy(result), tmp_path / "b")
-    names = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
+def test_equal_results_give_equal_pages_and_pictures(written: Path, tmp_path: Path):
+    compare_page.write(made(), tmp_path)
+    names = sorted(path.relative_to(written) for path in written.rglob("*") if path.is_file())
     assert len(names) == 8
     for name in names:
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+        assert (written / name).read_bytes() == (tmp_path / name).read_bytes()
 
 
 def test_a_rate_that_diverged_and_one_at_the_end_of_those_tried_are_shown(result: dict[str, Any]):
@@ -154,5 +163,5 @@ def test_the_terminal_has_the_table_and_both_lists(
 ):
     show_comparison(result)
     said = capsys.readouterr().out
-    for text in ("Prompt tuning", "0.200 worse", "+0.100 better", "Held equal", "The rows.", "compare.html"):
+    for text in ("Prompt tuning", "0.200 worse", "0.100 better", "Held equal", "The rows.", "compare.html"):
         assert text in said
