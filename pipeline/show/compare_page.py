@@ -17,9 +17,6 @@ from pipeline.show.report_analysis import metric_number, metric_title
 from pipeline.show.report_view import duration
 
 PAGE = "compare.html"
-COLUMNS = (
-    "Method", "Quality", "Against the prefix", "Learning rate", "Trained", "Artefact", "Training", "Memory", "Latency",
-)  # fmt: skip
 _METRIC_DIGITS = 3
 
 
@@ -34,8 +31,24 @@ def summary(result: Mapping[str, Any]) -> str:
     )
 
 
+def columns(result: Mapping[str, Any]) -> tuple[str, ...]:
+    """The headings of `rows`."""
+    quality = metric_title(result["metric"])
+    return (
+        "Method",
+        quality,
+        "Against prefix",
+        "Learning rate",
+        "Trained",
+        "Artefact",
+        "Training",
+        "Memory",
+        "Latency",
+    )
+
+
 def rows(result: Mapping[str, Any]) -> list[list[list[str]]]:
-    """The table: for each method the cells of `COLUMNS`, each a figure and what is said below it."""
+    """The table: for each method the cells below `columns`, each a figure and what is said below it."""
     metric = result["metric"]
     table = []
     for method in result["methods"]:
@@ -47,7 +60,7 @@ def rows(result: Mapping[str, Any]) -> list[list[list[str]]]:
         table.append(
             [
                 [method["title"], method["source"]],
-                [f"{metric_title(metric)} {metric_number(metric, quality['figure'])}", *_interval(quality, metric)],
+                [metric_number(metric, quality["figure"]), *_interval(quality, metric)],
                 _against(difference, metric),
                 ["–"]
                 if method["rate"] is None
@@ -57,8 +70,8 @@ def rows(result: Mapping[str, Any]) -> list[list[list[str]]]:
                 else [f"{method['trainable_parameters']:,}"],
                 [size(method["artefact_bytes"])],
                 [duration(mean)],
-                [size(method["peak_bytes"]), *([] if above is None else [f"+ {size(above)} in training"])],
-                [f"{latency['median']:.2f} ms/row", f"{latency['low']:.2f} to {latency['high']:.2f}; {latency['to_prefix']:.2f} ×"],
+                [size(method["peak_bytes"]), *([] if above is None else [f"+ {size(above)}"])],
+                [f"{latency['median']:.2f} ms/row", f"{latency['low']:.2f} to {latency['high']:.2f}", f"{latency['to_prefix']:.2f} × prefix"],
             ]
         )  # fmt: skip
     return table
@@ -102,8 +115,8 @@ def _page(result: Mapping[str, Any]) -> dict[str, Any]:
         "prefix": result["prefix"],
         "task": result["task"],
         "summary": summary(result),
-        "verdicts": [_verdict(method, result) for method in result["methods"] if method["difference"] is not None],
-        "columns": COLUMNS,
+        "verdicts": [f"{_verdict(method, result)} {_costs(method, result)}" for method in result["methods"] if method["difference"] is not None],
+        "columns": columns(result),
         "table": [
             {"key": method["method"], "cells": cells} for method, cells in zip(result["methods"], table, strict=True)
         ],
@@ -176,6 +189,29 @@ def _verdict(method: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     )
 
 
+def _costs(method: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+    """One sentence: what the method takes, in multiples of the prefix."""
+    prefix = next(one for one in result["methods"] if one["method"] == "prefix")
+
+    def trained(one: Mapping[str, Any]) -> float:
+        return float(one["trainable_parameters"] + one["head_parameters"])
+
+    def seconds(one: Mapping[str, Any]) -> float:
+        return float(sum(one["seconds"])) / len(one["seconds"])
+
+    ratios = {
+        "trained parameters, head included": trained(method) / trained(prefix),
+        "artefact": method["artefact_bytes"] / prefix["artefact_bytes"],
+        "training time": seconds(method) / max(seconds(prefix), 1e-3),
+        "latency": method["latency_ms"]["to_prefix"],
+    }
+    return (
+        "In multiples of the prefix: "
+        + ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())
+        + "."
+    )
+
+
 def _pictures(
     result: Mapping[str, Any],
 ) -> dict[str, tuple[str, Callable[[plots.Theme], Any]]]:
@@ -195,9 +231,9 @@ def _pictures(
         latency = method["latency_ms"]
         return latency["median"], (latency["low"], latency["high"])
 
-    def seconds(method: Mapping[str, Any]) -> tuple[float, tuple[float, float]]:
+    def seconds(method: Mapping[str, Any]) -> tuple[float, tuple[float, float] | None]:
         every: Sequence[float] = method["seconds"]
-        return sum(every) / len(every), (min(every), max(every))
+        return sum(every) / len(every), (min(every), max(every)) if len(every) > 1 else None
 
     better = METRICS[metric]
     title = f"{metric_title(metric)} on test rows ({better} is better)"

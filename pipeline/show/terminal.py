@@ -142,7 +142,7 @@ def show_comparison(result: Mapping[str, Any]) -> None:
     """One line for each method, and what was equal and what was not."""
     console = _console()
     table = Table(title=compare_page.summary(result), title_justify="left", title_style="bold")
-    for number, column in enumerate(compare_page.COLUMNS):
+    for number, column in enumerate(compare_page.columns(result)):
         table.add_column(column, justify="right" if number else "left")
     for row in compare_page.rows(result):
         table.add_row(*("\n".join(cell) for cell in row))

@@ -99,6 +99,13 @@ def test_it_says_which_methods_are_better_worse_and_cannot_be_told_apart(written
     assert "over test rows (bootstrap); one training each." in page
 
 
+def test_costs_are_in_multiples_of_the_prefix(result: dict[str, Any]):
+    result["methods"][2] |= {"trainable_parameters": 0, "artefact_bytes": 828_642, "seconds": [100.0, 200.0]}
+    assert compare_page._costs(result["methods"][2], result) == (
+        "In multiples of the prefix: trained parameters, head included 0.29, artefact 2.00, training time 2.00, latency 0.50."
+    )
+
+
 def test_with_several_seeds_the_interval_over_seeds_decides(result: dict[str, Any]):
     result["budget"]["seeds"] = [0, 1]
     result["methods"][2]["difference"]["accuracy"] = estimate(0.1, 0.05, 0.15, seeds=True)
@@ -135,13 +142,13 @@ def test_equal_results_give_equal_pages_and_pictures(written: Path, tmp_path: Pa
 
 
 def test_a_rate_that_diverged_and_one_at_the_end_of_those_tried_are_shown(result: dict[str, Any]):
-    cells = dict(zip(compare_page.COLUMNS, compare_page.rows(result)[2], strict=True))
+    cells = dict(zip(compare_page.columns(result), compare_page.rows(result)[2], strict=True))
     assert cells["Learning rate"] == ["0.01", "lowest tried"]
     assert cells["Trained"] == ["73,728", "+ 29,645 head"]
     assert cells["Artefact"] == ["414 kB"]
     assert cells["Training"] == ["1 min 15 s"]
-    assert cells["Memory"] == ["812 MB", "+ 101 MB in training"]
-    assert cells["Latency"] == ["1.50 ms/row", "1.25 to 2.00; 0.50 ×"]
+    assert cells["Memory"] == ["812 MB", "+ 101 MB"]
+    assert cells["Latency"] == ["1.50 ms/row", "1.25 to 2.00", "0.50 × prefix"]
     assert [row["loss"] for row in compare_page._page(result)["tried"]] == [
         "0.5000",
         "0.5000",
