@@ -15,6 +15,7 @@ import torch
 
 from pipeline.base.base_model import head_parameters
 from pipeline.compare.soft_prompt import SoftPrompt
+from pipeline.errors import CompareError
 from pipeline.params import PrefixParams, Task
 from pipeline.prefix.tuning import Prefix, PrefixShape
 
@@ -145,7 +146,13 @@ def _wrapped(model: PreTrainedModel, config: Any) -> Any:
 
     # PEFT 0.21 asks for an attribute that transformers has renamed.
     with warnings.catch_warnings(action="ignore", category=FutureWarning):
-        return peft.get_peft_model(model, config)
+        try:
+            return peft.get_peft_model(model, config)
+        except ValueError as error:
+            kind = str(config.peft_type.value).lower()
+            raise CompareError(
+                f"PEFT cannot put {kind} on {type(model).__name__}: {error}\nLeave the method out with --methods"
+            ) from error
 
 
 def _adapted(wrapped: Any, details: Mapping[str, Any]) -> Adapted:

@@ -93,6 +93,12 @@ def test_loras_rank_is_the_one_nearest_to_the_prefixs_number_of_parameters(
     assert distances[chosen.details["rank"]] == min(distances.values())
 
 
+def test_a_base_that_peft_has_no_place_in_is_an_error_that_says_so(bases: dict[str, ResolvedBase]):
+    model = model_for(bases, "classification")
+    with pytest.raises(CompareError, match=r"(?s)cannot put lora on BertFor.*nowhere.*--methods"):
+        peft_models.nearest_rank(model, PREFIX, ["nowhere"])
+
+
 def test_prompt_tuning_starts_from_the_embeddings_of_the_given_tokens(bases: dict[str, ResolvedBase]):
     model = model_for(bases, "classification")
     adapted = put_on("prompt", model, "classification", start_tokens=[7, 8, 7, 9])
