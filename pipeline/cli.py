@@ -45,7 +45,7 @@ class _Commands(click.Group):
             click.echo(f"error: {message}", err=True)
             ctx.exit(EXIT_ERROR)
         except KeyboardInterrupt:
-            resumes = ctx.invoked_subcommand == "retrain"
+            resumes = ctx.invoked_subcommand in ("retrain", "compare")
             click.echo(
                 "stopped; nothing is lost: the same command goes on from the last checkpoint"
                 if resumes
@@ -239,6 +239,87 @@ def data(workspace: Path, name: str, json_output: bool) -> None:
         from pipeline.show.terminal import show_card
 
         show_card(card, page)
+
+
+def _listed(ctx: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    """`a,b` → (a, b)."""
+    return None if value is None else tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+def _rates(
+    ctx: click.Context, option: click.Parameter, values: tuple[str, ...]
+) -> dict[str, tuple[float, ...]]:
+    """`lora=0.001,0.01` → {lora: (0.001, 0.01)}."""
+    found: dict[str, tuple[float, ...]] = {}
+    for value in values:
+        method, equals, rates = value.partition("=")
+        try:
+            numbers = tuple(float(rate) for rate in rates.split(",") if rate.strip())
+        except ValueError:
+            numbers = ()
+        if not (equals and numbers):
+            raise click.BadParameter(
+                f"got {value!r}; expected METHOD=RATE,RATE,… as in lora=0.001,0.003", ctx, option
+            )
+        if method in found:
+            raise click.BadParameter(f"got {method} twice; expected each method once", ctx, option)
+        found[method] = numbers
+    return found
+
+
+@main.command()
+@click.argument("name")
+@click.option(
+    "--methods", callback=_listed, metavar="NAME,…",
+    help="Of prefix, prompt, ptuning, lora, probe; all that the task has if not given.",
+)  # fmt: skip
+@click.option(
+    "--seeds", type=click.IntRange(1), default=1, show_default=True,
+    help="Trainings of each method at its best learning rate.",
+)  # fmt: skip
+@click.option(
+    "--rates", multiple=True, callback=_rates, metavar="METHOD=RATE,…",
+    help="Learning rates to try for a method instead of its usual ones; may be given for several.",
+)  # fmt: skip
+@click.option("--max-steps", type=click.IntRange(1), help="Optimiser steps of each training, at most.")
+@click.option(
+    "--lora-rank", type=click.IntRange(1),
+    help="LoRA's rank; if not given, the one whose trainable parameters are nearest in number to the prefix's.",
+)  # fmt: skip
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False),
+    help="Where everything goes; reports/NAME/compare in the workspace if not given.",
+)  # fmt: skip
+@as_json
+@click.pass_obj
+def compare(
+    workspace: Path,
+    name: str,
+    methods: tuple[str, ...] | None,
+    seeds: int,
+    rates: dict[str, tuple[float, ...]],
+    max_steps: int | None,
+    lora_rank: int | None,
+    out: Path | None,
+    json_output: bool,
+) -> None:
+    """Compare prefix tuning with other methods on the data of the prefix NAME.
+
+    Trains each method on the same rows with the same budget, chooses its learning rate on validation rows, and reports
+    quality, size, time, memory and latency. Registers nothing. Run again, it goes on from the trainings that are done.
+    """
+    from pipeline.compare import comparison
+
+    result = comparison.compare(
+        workspace, name, names=methods, rates=rates, seeds=seeds, max_steps=max_steps, lora_rank=lora_rank,
+        out=out, say=lambda line: click.echo(line, err=True),
+    )  # fmt: skip
+    if json_output:
+        _print_json(result)
+    else:
+        from pipeline.show.terminal import show_comparison
+
+        show_comparison(result)
 
 
 @main.command()

@@ -15,6 +15,7 @@ The tree; each kind of fault has a type of its own, because each asks for a diff
     │   ├── LostProcessError           another of the processes that train together ended
     │   └── TrainingInterruptedError   SIGINT or SIGTERM came; running again goes on
     ├── ExperimentError      a DVC stage failed
+    ├── CompareError         methods cannot be compared: one is unknown, not installed, or did not train
     ├── RegistryError        MLflow refused, or holds something that contradicts us
     ├── ServerError          a server could not be started, or ended by itself
     └── UnreachableError     a server did not answer
@@ -106,6 +107,10 @@ class TrainingInterruptedError(TrainingError):
 
 class ExperimentError(PrefixlineError):
     """A DVC stage failed; the message holds the stage's own last lines."""
+
+
+class CompareError(PrefixlineError):
+    """Methods cannot be compared: one is unknown, not installed, or did not train."""
 
 
 class RegistryError(PrefixlineError):

@@ -44,7 +44,18 @@ def test_every_command_has_help():
     assert [path for path, command in found.items() if not command.help] == []
     assert set(found) == {
         f"prefixline{name}"
-        for name in ("", " init", " up", " deploy", " retrain", " status", " lineage", " data", " params")
+        for name in (
+            "",
+            " init",
+            " up",
+            " deploy",
+            " retrain",
+            " status",
+            " lineage",
+            " data",
+            " compare",
+            " params",
+        )
     }
 
 
@@ -60,7 +71,7 @@ def test_every_option_has_help():
 
 
 def test_every_reporting_command_can_print_json():
-    reporting = {"init", "retrain", "status", "lineage", "data"}
+    reporting = {"init", "retrain", "status", "lineage", "data", "compare"}
     have = {
         name
         for name, command in main.commands.items()
@@ -100,7 +111,15 @@ def test_an_unknown_command_is_a_usage_error(tmp_path: Path):
 
 
 def test_outside_a_workspace_every_command_says_how_to_make_one(tmp_path: Path):
-    for command in (["status"], ["retrain", "a"], ["lineage", "a"], ["data", "a"], ["deploy"], ["up"]):
+    for command in (
+        ["status"],
+        ["retrain", "a"],
+        ["lineage", "a"],
+        ["data", "a"],
+        ["compare", "a"],
+        ["deploy"],
+        ["up"],
+    ):
         done = prefixline(*command, cwd=tmp_path)
         assert done.returncode == 1, command
         assert "prefixline init" in done.stderr, command

@@ -59,22 +59,25 @@ def class_log_probabilities(
 def features(
     model: PreTrainedModel, rows: Sequence[Tokens], batch_size: int, *, what: str
 ) -> NDArray[np.float32]:
-    """[N, H] one vector for each text from the frozen base's last layer, without a prefix.
+    """[N, H] one vector for each text (`pooled`), without a prefix."""
+    found = np.empty((len(rows), int(model.config.get_text_config().hidden_size)), dtype=np.float32)
+    for places in _batches([len(row) for row in rows], batch_size, what):
+        input_ids, mask = padded([rows[i] for i in places], _pad(model))
+        found[places] = pooled(model, input_ids, mask).float().numpy()
+    return found
+
+
+def pooled(model: PreTrainedModel, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """[B, H] one vector for each row, padded on the right, from the frozen base's last layer.
 
     The mean over the real tokens where tokens see each other; the last token, which alone has seen all others,
     where the base is causal.
     """
     parts = anatomy(model)
-    found = np.empty((len(rows), int(model.config.get_text_config().hidden_size)), dtype=np.float32)
-    for places in _batches([len(row) for row in rows], batch_size, what):
-        input_ids, mask = padded([rows[i] for i in places], _pad(model))
-        hidden = parts.base(input_ids=input_ids, attention_mask=mask).last_hidden_state  # [B, T, H]
-        if parts.causal:
-            pooled = hidden[torch.arange(len(places)), mask.sum(dim=1) - 1]
-        else:
-            pooled = (hidden * mask[:, :, None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
-        found[places] = pooled.float().numpy()
-    return found
+    hidden: torch.Tensor = parts.base(input_ids=input_ids, attention_mask=mask).last_hidden_state  # [B, T, H]
+    if parts.causal:
+        return hidden[torch.arange(len(mask)), mask.sum(dim=1) - 1]
+    return (hidden * mask[:, :, None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
 
 
 @torch.inference_mode()

@@ -130,6 +130,42 @@ def metric_figure(metric: MetricBars, theme: Theme = LIGHT) -> Figure:
     return figure
 
 
+def difference_figure(metric: MetricBars, theme: Theme = LIGHT) -> Figure:
+    """Points with their intervals to either side of zero, which is drawn: how much each system differs from one.
+
+    The value is written at the right edge, signed. A bar without an interval is a point alone.
+    """
+    figure, axes = _figure(0.4 + 0.36 * len(metric.bars), theme)
+    ends = [end for bar in metric.bars for end in (bar.low, bar.value, bar.high) if end is not None]
+    lowest, highest = min([0.0, *ends]), max([0.0, *ends])
+    reach = highest - lowest or 1.0
+    axes.axvline(0, color=theme.ink, linewidth=1.2, linestyle=(0, (4, 3)))
+    for i, bar in enumerate(metric.bars):
+        colour = theme.of(bar.system)
+        if bar.low is not None and bar.high is not None:
+            axes.plot([bar.low, bar.high], [i, i], color=colour, linewidth=3.2, solid_capstyle="butt")
+        axes.plot([bar.value], [i], color=colour, marker="o", markersize=8, markeredgecolor=theme.ink)
+        axes.annotate(
+            f"{bar.value:+.{metric.digits}f}".replace("-", "−"),
+            (1.0, i),
+            xycoords=("axes fraction", "data"),
+            ha="right",
+            va="center",
+            color=theme.ink,
+        )
+    if theme is not PAGE:
+        axes.set_title(metric.name, loc="left", color=theme.ink)
+    axes.set_yticks(
+        range(len(metric.bars)), [SYSTEM_NAMES.get(bar.system, bar.system) for bar in metric.bars]
+    )
+    axes.set_ylim(len(metric.bars) - 0.5, -0.5)
+    axes.set_xlim(lowest - 0.05 * reach, highest + 0.35 * reach)
+    axes.tick_params(axis="y", length=0, labelcolor=theme.ink)
+    axes.grid(axis="y", visible=False)
+    axes.xaxis.get_major_locator().set_params(nbins=5)
+    return figure
+
+
 def loss_figure(curves: Sequence[Mapping[str, Any]], best_step: int | None, theme: Theme = LIGHT) -> Figure:
     """Training and validation loss over steps, the learning rate below. Non-finite values leave a gap."""
     figure, (axes, rate) = _figure(3.3, theme, rows=2, heights=(3, 1))

@@ -45,7 +45,7 @@ def write_report(data: ReportData, path: Path, *, plots_folder: Path | None = No
     """
     analysis = Analysis.of(data)
     page = page_of(data, analysis)
-    write_bytes(path, _render("report.html.j2", page).encode())
+    write_bytes(path, render("report.html.j2", page).encode())
     write_json(path.with_name(path.stem + SIDECAR), {"page": path.name, **page["sidecar"]})
     if plots_folder is not None:
         _save_plots(analysis, plots_folder)
@@ -94,7 +94,7 @@ def write_index(folder: Path) -> Path:
     summary = f"{_count(len(runs), 'report')} of {_count(prefixes, 'prefix', 'prefixes')}"
     page = {"runs": runs, "problems": problems, "summary": summary}
     index = folder / "index.html"
-    write_bytes(index, _render("index.html.j2", page).encode())
+    write_bytes(index, render("index.html.j2", page).encode())
     return index
 
 
@@ -128,7 +128,8 @@ def _index_row(path: Path, folder: Path) -> dict[str, Any]:
     }
 
 
-def _render(template: str, page: Mapping[str, Any]) -> str:
+def render(template: str, page: Mapping[str, Any]) -> str:
+    """The page that `template` makes of `page`, with its script and that script's digest."""
     from markupsafe import Markup
 
     environment = _environment()

@@ -14,6 +14,7 @@ from rich.tree import Tree
 from pipeline.data.splits import SPLITS
 from pipeline.judge.verdict import TABLE_HEADER, Verdict, table
 from pipeline.outcome import Outcome
+from pipeline.show import compare_page
 
 CLASSES_SHOWN = 20
 QUANTILES_SHOWN = ("min", "median", "p95", "max")
@@ -135,6 +136,25 @@ def show_card(card: Mapping[str, Any], page: Path) -> None:
             f"{changes['kept']:,} kept"
         )
     console.print(f"page     {page}", soft_wrap=True)
+
+
+def show_comparison(result: Mapping[str, Any]) -> None:
+    """One line for each method, and what was equal and what was not."""
+    console = _console()
+    table = Table(title=compare_page.summary(result), title_justify="left", title_style="bold")
+    for number, column in enumerate(compare_page.columns(result)):
+        table.add_column(column, justify="right" if number else "left")
+    for row in compare_page.rows(result):
+        table.add_row(*("\n".join(cell) for cell in row))
+    console.print(table)
+    for heading, sentences in (
+        ("Held equal", result["equal"]),
+        ("Not equal, or to keep in mind", result["not_equal"]),
+    ):
+        console.print(f"[bold]{heading}[/bold]")
+        for sentence in sentences:
+            console.print(f"  - {escape(sentence)}")
+    console.print(f"page     {result['page']}", soft_wrap=True)
 
 
 def _add(tree: Tree, name: str, value: Any) -> None:

@@ -80,13 +80,7 @@ def start(
     if params.initialisation == "random":
         prefix.init_random(params.random_scale, torch.Generator().manual_seed(seed))
         return Start(prefix, {"from": "random", "scale": params.random_scale})
-    if params.text is not None:
-        text, made_of = params.text, "given"
-        ids = start_text.given_text(text, tokenizer, params.length)
-    else:
-        made_of = params.text_from or start_text.choice(task, labels)
-        text = start_text.task_text(made_of, task, labels, rows, length=params.length)
-        ids = start_text.repeated(tokenizer(text, add_special_tokens=False).input_ids, params.length)
+    text, made_of, ids = start_text.start_tokens(params, task, tokenizer=tokenizer, labels=labels, rows=rows)
     prefix.init_from(text_key_values(model, torch.tensor(ids, device=model.device)))
     return Start(prefix, {"from": "text", "text": text, "made_of": made_of})
 

@@ -9,7 +9,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from pipeline.errors import PrefixError
-from pipeline.params import Task, TextFrom
+from pipeline.params import PrefixParams, Task, TextFrom
 
 if TYPE_CHECKING:
     import datasets
@@ -19,6 +19,26 @@ SAMPLE = 10_000
 """Training rows, from the first, that frequent words are counted in."""
 
 _WORD = re.compile(r"[^\W\d_]{3,}")
+
+
+def start_tokens(
+    params: PrefixParams,
+    task: Task,
+    *,
+    tokenizer: PreTrainedTokenizerFast,
+    labels: Sequence[str] | None,
+    rows: datasets.Dataset,
+) -> tuple[str, str, list[int]]:
+    """The text to start from, what it is made of (`params.text_from`, or "given"), and its `length` tokens.
+
+    Raises:
+        PrefixError: it has too few tokens.
+    """
+    if params.text is not None:
+        return params.text, "given", given_text(params.text, tokenizer, params.length)
+    made_of = params.text_from or choice(task, labels)
+    text = task_text(made_of, task, labels, rows, length=params.length)
+    return text, made_of, repeated(tokenizer(text, add_special_tokens=False).input_ids, params.length)
 
 
 def given_text(text: str, tokenizer: PreTrainedTokenizerFast, length: int) -> list[int]:
