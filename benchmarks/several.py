@@ -188,7 +188,7 @@ def generation(
     """`NEW` tokens behind every row by greedy search, after a few that warm up."""
     import torch
 
-    from pipeline.prefix.attention import generate
+    from pipeline.prefix.generation import generate
     from pipeline.prefix.several import generate_several
 
     rows = arguments.rows

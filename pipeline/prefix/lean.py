@@ -68,24 +68,31 @@ def lean(model: PreTrainedModel, *, recompute: bool) -> Iterator[None]:
 
 
 @contextmanager
-def last_layer_at(found: Anatomy, positions: torch.Tensor) -> Iterator[None]:
+def last_layer_at(found: Anatomy, positions: torch.Tensor, tokens: int) -> Iterator[None]:
     """Inside the block the last layer's feed-forward part computes `positions` alone.
 
-    Other positions of the base's output are then not what they would be.
+    Other positions of the base's output are then not what they would be. A pass over another number of tokens (a soft
+    prompt puts some in front) is computed in full.
 
     Args:
         found: of the model.
         positions: as indices into B·N, each once, [T].
+        tokens: B·N.
     """
     hooks = []
     shape: list[torch.Size] = []
 
     def chosen(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         hidden = args[0]  # [B, N, hidden]
-        shape[:] = [hidden.shape]
+        shape.clear()
+        if hidden.shape[:-1].numel() != tokens:
+            return args
+        shape.append(hidden.shape)
         return (hidden.flatten(0, -2)[positions][None], *args[1:])
 
     def put_back(_: nn.Module, __: Any, output: torch.Tensor) -> torch.Tensor:
+        if not shape:
+            return output
         every = output.new_zeros(shape[0]).flatten(0, -2)
         return every.index_copy(0, positions, output[0]).view(shape[0])
 

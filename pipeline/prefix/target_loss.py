@@ -40,7 +40,7 @@ def target_loss(
     places, place = torch.unique(
         positions, return_inverse=True
     )  # several targets may be predicted at one place
-    with last_layer_at(found, places):
+    with last_layer_at(found, places, inputs["input_ids"].numel()):
         outputs = base(**inputs)
     order = place.argsort(stable=True)
     hidden = outputs.last_hidden_state.flatten(0, 1)[places]  # [places, hidden]

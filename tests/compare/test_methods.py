@@ -17,7 +17,7 @@ from pipeline.compare import methods, peft_models
 from pipeline.errors import CompareError
 from pipeline.evaluate import scoring
 from pipeline.params import PrefixParams, Task
-from pipeline.prefix.attention import generate
+from pipeline.prefix.generation import generate
 from pipeline.train.batches import Batch
 from pipeline.train.losses import batch_loss
 from tests.evaluation_world import resolved

@@ -122,7 +122,7 @@ def test_the_last_feed_forward_part_runs_at_the_places_that_are_read(family: str
         every = model.base_model(**inputs).last_hidden_state
         assert family in (*IN_FULL, "Lfm2") or set(rows) == {27}
         rows.clear()
-        with last_layer_at(anatomy(model), PLACES):
+        with last_layer_at(anatomy(model), PLACES, 27):
             chosen = model.base_model(**inputs).last_hidden_state
     # OPT's two matrices are parts of the layer itself, where nothing says what lies between them
     assert rows.count(4) == (0 if family in (*IN_FULL, "OPT") else 3 if _gated(model) else 2)
@@ -151,9 +151,16 @@ def test_a_mixture_of_experts_is_computed_in_full() -> None:
     model = Qwen3MoeForCausalLM(config).eval().requires_grad_(False)
     inputs = models.batch()
     every = model.model(**inputs).last_hidden_state
-    with last_layer_at(anatomy(model), PLACES):
+    with last_layer_at(anatomy(model), PLACES, 27):
         assert torch.equal(model.model(**inputs).last_hidden_state, every)
 
 
 def _gated(model: PreTrainedModel) -> bool:
     return any(name.endswith(("gate_proj", "feed_forward.w1")) for name, _ in model.named_modules())
+
+
+def test_a_pass_over_other_tokens_than_were_said_is_computed_in_full() -> None:
+    model = models.decoder("Llama")
+    every = model.model(**models.batch()).last_hidden_state
+    with last_layer_at(anatomy(model), PLACES, 30):
+        assert torch.equal(model.model(**models.batch()).last_hidden_state, every)
