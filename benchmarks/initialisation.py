@@ -38,12 +38,15 @@ SETS: dict[str, dict[str, Any]] = {
     "e2e": {"file": "trainset.csv", "task": "generation", "columns": {"source": "mr", "target": "ref"}},
 }
 RANDOM = {
-    f"random {scale:g}": {"initialisation": "random", "random_scale": scale} for scale in (0.02, 0.2, 1.0)
+    f"random {scale:g}": {"initialisation": "random", "random_scale": scale}
+    for scale in (0.02, 0.2, 0.5, 1.0)
 }
-TEXT: dict[str, Any] = {f"text of {of}": {"text_from": of} for of in ("labels", "words", "examples")}
+TEXT: dict[str, Any] = {
+    f"text of {of}": {"initialisation": "text", "text_from": of} for of in ("labels", "words", "examples")
+}
 MLP: dict[str, Any] = {
     "MLP, random 0.2": {"initialisation": "random", "random_scale": 0.2, "projection": 256},
-    "MLP, text of words": {"text_from": "words", "projection": 256},
+    "MLP, text of words": {"initialisation": "text", "text_from": "words", "projection": 256},
 }
 
 
@@ -58,7 +61,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=3000, help="rows of the file to prepare, drawn at random")
     parser.add_argument("--length", type=int, default=20, help="prefix positions")
     parser.add_argument("--rates", type=float, nargs="+", default=[0.01, 0.03, 0.1])
-    parser.add_argument("--mlp-rates", type=float, nargs="+", default=[0.001, 0.003, 0.01])
+    parser.add_argument("--mlp-rates", type=float, nargs="+", default=[0.0003, 0.001, 0.003])
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--seeds", type=int, default=2)

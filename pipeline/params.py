@@ -154,27 +154,27 @@ class DataParams(_Section):
 class PrefixParams(_Section):
     """The prefix: `length` vectors per attention layer, and where they start.
 
+    `initialisation: random` draws from a normal distribution with standard deviation `random_scale`.
+
     `initialisation: text` starts from the base's own keys and values on a prompt: on the first `length` tokens of
     `text`, which must have as many; or, where `text` is null, of a text made from the task, repeated where it is
     shorter. `text_from` says what it is made of: the names of the labels, the most frequent words of the training
     rows, or whole examples of them; null takes the labels where they have letters, else the words.
 
-    `initialisation: random` draws from a normal distribution with standard deviation `random_scale`.
-
     `initialisation: version` goes on from a registered version, of this base and length: from `version`, written
     NAME:NUMBER or NAME@STAGE, or, where that is null, from this prefix's own version in production; while there
-    is none, from the text. `initialisation: adapter` does so from the folder `adapter`, ours or PEFT's, relative
-    to the workspace. The classification head comes along where the labels are the same; otherwise it starts new.
+    is none, from random vectors, or from `text` or `text_from` where one of them is given. `initialisation: adapter`
+    does so from the folder `adapter`, ours or PEFT's, relative to the workspace. The classification head comes along where the labels are the same; otherwise it starts new.
 
     `projection` is the hidden width of the reparameterisation MLP (Li & Liang 2021, section 4.3); null trains the
     vectors directly.
     """
 
     length: Annotated[int, Field(ge=1, le=4096)] = 16
-    initialisation: Literal["text", "random", "version", "adapter"] = "text"
+    initialisation: Literal["text", "random", "version", "adapter"] = "random"
     text: Annotated[str, Field(min_length=1)] | None = None
     text_from: TextFrom | None = None
-    random_scale: Annotated[float, Field(gt=0)] = 0.02
+    random_scale: Annotated[float, Field(gt=0)] = 0.5
     version: Annotated[str, StringConstraints(pattern=VERSION)] | None = None
     adapter: Annotated[str, Field(min_length=1)] | None = None
     projection: Annotated[int, Field(ge=1)] | None = None
@@ -189,6 +189,12 @@ class PrefixParams(_Section):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    @property
+    def from_text(self) -> bool:
+        """Whether a prefix with no version or adapter to go on from starts from a text."""
+        described = self.text is not None or self.text_from is not None
+        return self.initialisation == "text" or (self.initialisation == "version" and described)
 
 
 class TrainingParams(_Section):

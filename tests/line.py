@@ -26,7 +26,7 @@ base_models:
     source: {{path: "{base}"}}
     digest: {digest}
 defaults:
-  prefix: {{length: 4, initialisation: version}}  # from the label names while nothing is in production
+  prefix: {{length: 4, initialisation: version, text_from: labels}}  # the labels' names while nothing is in production
   training: {{epochs: 10, batch_size: 16, learning_rate: 0.1, head_learning_rate: 0.1, threads: 1}}
   gate:
     resamples: 500

@@ -199,7 +199,7 @@ def _memory(peak: int, held: int | None) -> dict[str, int | None]:
 def _start_tokens(job: Job, tokenizer: Any) -> list[int] | None:
     """The tokens of the text that the prefix starts from; None where it starts from noise."""
     shared = job.setting
-    if shared.prefix.initialisation == "random":
+    if not shared.prefix.from_text:
         return None
     rows = load_prepared(shared.prepared, "train")
     *_, ids = start_text.start_tokens(

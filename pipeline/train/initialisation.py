@@ -65,7 +65,8 @@ def start(
 ) -> Start:
     """The prefix before its first step, and what it starts from.
 
-    A version to go on from that is not there (`warm_start` is None) leaves the text to start from.
+    Where there is no version to go on from (`warm_start` is None), a text that is given or described is started from,
+    else random vectors.
 
     Raises:
         PrefixError: the model cannot carry it, the text has too few tokens, or a projection cannot yield it.
@@ -77,7 +78,7 @@ def start(
     prefix.to(model.device)
     if warm_start is not None:
         return _continued(prefix, model, warm_start, labels)
-    if params.initialisation == "random":
+    if not params.from_text:
         prefix.init_random(params.random_scale, torch.Generator().manual_seed(seed))
         return Start(prefix, {"from": "random", "scale": params.random_scale})
     text, made_of, ids = start_text.start_tokens(params, task, tokenizer=tokenizer, labels=labels, rows=rows)

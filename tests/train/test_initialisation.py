@@ -103,7 +103,7 @@ def test_a_text_start_is_the_bases_own_keys_and_values_and_says_which_text(
 ) -> None:
     model = base(3)
     params = {"text": "the red cat runs the river"} if made_of == "given" else {"text_from": made_of}
-    begun = begin(model, tokenizer, **params)
+    begun = begin(model, tokenizer, initialisation="text", **params)
     assert begun.record["from"] == "text"
     assert begun.record["made_of"] == made_of
     ids = repeated(tokenizer(begun.record["text"], add_special_tokens=False).input_ids, 5)
@@ -125,6 +125,26 @@ def test_a_prefix_that_fills_the_window_is_refused_before_anything_is_computed(
     model.register_forward_pre_hook(lambda *_: pytest.fail("computed"))
     with pytest.raises(PrefixError, match="64 \\+ input of 1 tokens = 65 positions; the base model has 64"):
         begin(model, tokenizer, initialisation=initialisation, length=64)
+
+
+@pytest.mark.parametrize(
+    ("params", "record"),
+    [
+        ({}, {"from": "random", "scale": 0.5}),
+        (
+            {"text_from": "labels"},
+            {"from": "text", "made_of": "labels", "text": "card arrival lost card pin"},
+        ),
+        (
+            {"text": "the red cat runs fast"},
+            {"from": "text", "made_of": "given", "text": "the red cat runs fast"},
+        ),
+    ],
+)
+def test_where_no_version_is_there_yet_a_text_is_started_from_if_one_is_wished_else_noise(
+    tokenizer: Any, params: dict[str, str], record: dict[str, Any]
+) -> None:
+    assert begin(base(3), tokenizer, initialisation="version", **params).record == record
 
 
 # -- an adapter that was trained before ----------------------------------------------------------------------

@@ -46,7 +46,7 @@ from pipeline.train.training_loop import Interruption, Loop, Plan
 from tests.prefix.models import least
 from tests.training_data import LABELS, classification_rows, generation_rows
 
-PREFIX = {"length": 3}
+PREFIX = {"length": 3, "initialisation": "text"}
 TRAINING = {
     "learning_rate": 0.1,
     "head_learning_rate": 0.01,
@@ -406,8 +406,8 @@ def test_equal_seeds_give_equal_bytes_and_others_do_not(bench: Bench) -> None:
     [
         {"length": 3, "initialisation": "random"},
         {"length": 3, "initialisation": "random", "projection": 8},
-        {"length": 3, "text": "the red cat"},
-        {"length": 3, "projection": 8},
+        {"length": 3, "initialisation": "text", "text": "the red cat"},
+        {"length": 3, "initialisation": "text", "projection": 8},
     ],
 )
 def test_every_way_to_start_trains_and_is_folded_into_plain_vectors(
@@ -417,7 +417,7 @@ def test_every_way_to_start_trains_and_is_folded_into_plain_vectors(
     saved, _ = load_adapter(classification.root / "out" / "adapter", classification.model())
     assert saved.projection is None
     assert summary.start == (
-        {"from": "random", "scale": 0.02}
+        {"from": "random", "scale": 0.5}
         if prefix.get("initialisation") == "random"
         else {"from": "text", "text": "the red cat", "made_of": "given"}
         if "text" in prefix
