@@ -73,6 +73,7 @@ class CacheEntry:
             module.register_forward_pre_hook(self._hand_over(module), with_kwargs=True)
             for module in found.attention
         ]
+        self._handles += [stack.register_forward_hook(self._take_back) for stack in found.stacks]
 
     def undo(self) -> None:
         """Leave the model as it was."""
@@ -82,8 +83,6 @@ class CacheEntry:
     def begin(self, kwargs: dict[str, Any]) -> None:
         """A pass begins: change the stack's arguments for it."""
         cache = kwargs.get("past_key_values")
-        if isinstance(cache, PrefixedCache):  # as the last pass returned it
-            cache = cache.behind
         if cache is None and kwargs.get("use_cache"):
             cache = DynamicCache()
         self._cache = PrefixedCache(self._source, self._columns.length, cache)
@@ -98,6 +97,14 @@ class CacheEntry:
             kwargs["attention_mask"] = torch.cat([front, mask], dim=1)
         elif mask is not None:
             kwargs["attention_mask"] = widen(mask, self._columns)
+
+    def _take_back(self, stack: nn.Module, args: Any, output: Any) -> Any:
+        """The outputs name the cache behind: the next pass, or whoever reorders it, is to have that."""
+        if isinstance(output, tuple):
+            return tuple(part.behind if isinstance(part, PrefixedCache) else part for part in output)
+        if isinstance(output.past_key_values, PrefixedCache):
+            output.past_key_values = output.past_key_values.behind
+        return output
 
     def _hand_over(
         self, module: nn.Module

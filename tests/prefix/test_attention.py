@@ -13,6 +13,7 @@ from transformers import StaticCache
 from pipeline.errors import PrefixError
 from pipeline.prefix.architecture import anatomy
 from pipeline.prefix.attention import attach
+from pipeline.prefix.generation import generate
 from pipeline.prefix.tuning import Prefix, PrefixShape
 from tests.prefix import loop
 from tests.prefix.models import (
@@ -371,17 +372,50 @@ def test_a_call_without_tokens_gets_the_models_own_error() -> None:
         model()
 
 
-def test_a_cache_is_continued_behind_the_prefix_and_not_made_unasked() -> None:
-    model = decoder()
-    prefix = random_prefix(model)
+CACHES = ("Llama", "GPTJ", "Bloom", "Falcon", "Mpt", "DeepseekV3", "Qwen3Next", "Lfm2")
+
+
+@pytest.mark.parametrize("family", CACHES)
+def test_a_cache_is_continued_behind_the_prefix_and_not_made_unasked(family: str) -> None:
+    model = decoder(family).double()
+    prefix = random_prefix(model).double()
     tokens = batch()["input_ids"]
     whole = logits(model, prefix, input_ids=tokens)
     with attach(model, prefix), torch.no_grad():
         assert model(input_ids=tokens).past_key_values is None
         start = model(input_ids=tokens[:, :6], use_cache=True)
-        rest = model(input_ids=tokens[:, 6:], past_key_values=start.past_key_values)
-    assert start.past_key_values.layers[0].keys.shape[2] == 9  # tokens only; the prefix is not in it
-    assert difference(rest.logits, whole[:, 6:]) < TOLERANCE
+        assert start.past_key_values.get_seq_length() == 6  # tokens only; the prefix is not in it
+        found = [
+            model(
+                input_ids=tokens[:, i : i + 1], past_key_values=start.past_key_values, use_cache=True
+            ).logits
+            for i in range(6, 9)
+        ]
+        tuples = model(input_ids=tokens, use_cache=True, return_dict=False)
+    assert start.past_key_values.get_seq_length() == 9
+    # Qwen3-Next's linear attention has another formula for one token at a time, in float32.
+    assert difference(torch.cat(found, dim=1), whole[:, 6:]) < (1e-4 if family == "Qwen3Next" else TOLERANCE)
+    assert tuples[1].get_seq_length() == 9
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.parametrize("family", CACHES)
+def test_the_models_own_generate_continues_behind_an_attached_prefix(family: str, beams: int) -> None:
+    model = decoder(family)
+    prefix = random_prefix(model)
+    tokens = batch()["input_ids"]
+    settings: dict[str, Any] = {"max_new_tokens": 4, "eos_token_id": 60, "pad_token_id": 0}
+    expected = generate(model, prefix, tokens, torch.ones_like(tokens), **settings, beams=beams)
+    with attach(model, prefix):
+        written = model.generate(
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            **settings,
+            num_beams=beams,
+            do_sample=False,
+            use_cache=True,
+        )
+    assert torch.equal(written[:, tokens.shape[1] :], expected)
 
 
 def test_a_cache_made_longer_than_the_tokens_shows_none_of_its_empty_places() -> None:
