@@ -68,6 +68,7 @@ def main() -> None:
         "--initialisation", default="{}", help="our start, as JSON of params.yaml's prefix section"
     )
     parser.add_argument("--schedule", default="linear")
+    parser.add_argument("--betas", type=float, nargs=2, default=(0.9, 0.999), help="AdamW's, of both sides")
     parser.add_argument("--warmup", type=float, default=0.06)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
@@ -182,8 +183,9 @@ class Bench:
         config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=self.arguments.length)
         peft: Any = get_peft_model(copy.deepcopy(self.model), config)
         trained = [parameter for parameter in peft.parameters() if parameter.requires_grad]
-        optimiser = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0)
         params = self.params(rate, steps)
+        betas = (params.adam_beta1, params.adam_beta2)
+        optimiser = torch.optim.AdamW(trained, lr=rate, betas=betas, weight_decay=0.0)
         plan = Plan.of(params, len(self.train_rows))
         targets = 0
         for number, examples in enumerate(self.steps(steps), start=1):
@@ -208,6 +210,7 @@ class Bench:
         return TrainingParams(
             learning_rate=rate, batch_size=arguments.batch_size, epochs=math.ceil(steps / epoch), max_steps=steps,
             schedule=arguments.schedule, warmup=arguments.warmup, patience=None, seed=arguments.seed,
+            adam_beta1=arguments.betas[0], adam_beta2=arguments.betas[1],
             threads=arguments.threads,
         )  # fmt: skip
 

@@ -202,7 +202,8 @@ class TrainingParams(_Section):
 
     `batch_size` is in examples per optimiser step (a source with all of its references is one example);
     it is computed in `gradient_accumulation` pieces. `patience` is in validations without a better loss;
-    null never stops early. `warmup` is a share of all steps. `max_steps` ends the epochs sooner.
+    null never stops early. `warmup` is a share of all steps. `max_steps` ends the epochs sooner. `adam_beta1` and
+    `adam_beta2` are how slowly AdamW forgets gradients and their squares.
 
     `gradient_checkpointing` computes the layers twice instead of keeping what they made: less memory, more time,
     the same result. `dtype` is what the base multiplies matrices in while the prefix is trained; bfloat16 is faster
@@ -215,6 +216,8 @@ class TrainingParams(_Section):
     learning_rate: Annotated[float, Field(gt=0, le=100)] = 0.03
     head_learning_rate: Annotated[float, Field(gt=0, le=100)] = 0.03
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     epochs: Annotated[int, Field(ge=1)] = 3
     max_steps: Annotated[int, Field(ge=1)] | None = None
     batch_size: Annotated[int, Field(ge=1)] = 32

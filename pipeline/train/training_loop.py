@@ -187,6 +187,7 @@ class Loop:
                 for group, members in groups.items()
                 if members
             ],
+            betas=(params.adam_beta1, params.adam_beta2),
             weight_decay=params.weight_decay,
         )
         self._epoch: tuple[int, list[Indices]] = (-1, [])
