@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pipeline.show import compare_page
 from pipeline.show.report import write_index, write_report
 from tests import report_data
+from tests.show.test_compare_page import made
 from tests.show.test_report import HOSTILE
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 )  # fmt: skip
-PAGES = ("eight", "many", "generation", "rejected", "first", "failed", "hostile", "index")
+PAGES = ("eight", "many", "generation", "rejected", "first", "failed", "hostile", "index", "compare")
 WIDTHS = (390, 1280)
 
 # The lowest contrast (WCAG 2.2, 1.4.3) of any visible text with what lies behind it, and which text that is.
@@ -101,6 +103,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, data in pages.items():
         write_report(data, folder / f"{name}.html")
     write_index(folder)
+    compare_page.write(made(), inputs).rename(folder / "compare.html")
     assert sorted(path.stem for path in folder.glob("*.html")) == sorted(PAGES)
     return folder
 
@@ -248,7 +251,7 @@ def test_the_security_policy_stops_script_and_pictures_that_are_not_the_pages_ow
 def test_the_index_leads_to_every_report_and_sorts(browser: Browser, folder: Path) -> None:
     with Opened(browser, folder / "index.html") as opened:
         links = opened.page.locator("tbody a")
-        assert links.count() == len(PAGES) - 1
+        assert links.count() == len(PAGES) - 2  # itself, and the comparison
         opened.page.get_by_role("button", name="Outcome").click()
         outcomes = opened.page.locator("tbody .badge").all_inner_texts()
         assert outcomes == sorted(outcomes)
