@@ -20,6 +20,7 @@ from pipeline.data.dataset import load_prepared
 from pipeline.errors import IntegrityError, NonFiniteLossError
 from pipeline.evaluate import probe, scoring
 from pipeline.evaluate.systems import read_examples
+from pipeline.prefix.lean import lean
 from pipeline.train import checkpoints, start_text, training
 from pipeline.train.batches import ClassificationRows, GenerationRows, Rows
 from pipeline.train.training_loop import Loop
@@ -135,7 +136,8 @@ def _peft(job: Job, folder: Path, artefact: Path) -> dict[str, Any]:
             on_curve=None,
             unit="tokens" if shared.task == "generation" else "examples",
         )
-        loop.run()
+        with lean(adapted.model, recompute=params.gradient_checkpointing):
+            loop.run()
     peak, counters = memory.peak(), loop.counters
     with torch.no_grad():
         for group, members in (("prefix", adapted.own), ("head", adapted.head)):

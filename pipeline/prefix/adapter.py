@@ -101,9 +101,11 @@ def save_adapter(
     tensors = {_VECTORS: prefix.key_values().detach().float()}
     tensors |= {_HEAD + name: tensor.detach() for name, tensor in head.items()}
     problems += _value_problems(tensors)
+    found = anatomy(model)
+    if prefix.shape != (needed := PrefixShape(found.layers)):
+        problems.append(f"the prefix is for {prefix.shape}; {type(model).__name__} needs {needed}")
     if problems:
         raise AdapterError(f"{folder}: nothing was saved: " + "; ".join(problems))
-    found = anatomy(model)
     heads = [*_PEFT_HEADS, *(name for name in modules if name not in _PEFT_HEADS)]
     config = {
         "auto_mapping": None,

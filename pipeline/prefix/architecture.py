@@ -152,6 +152,16 @@ def _entry(model: PreTrainedModel) -> tuple[Entry, list[nn.Module]]:
     }
     for entry, goes in ways.items():
         if found := [module for module in modules if goes(type(module).forward)]:
+            odd = {
+                type(module)
+                for module in found
+                if entry == "interface" and not asks_once(type(module).forward)
+            }
+            if odd:
+                names = ", ".join(sorted(kind.__name__ for kind in odd))
+                _refuse(
+                    model, f"attends more than once in a layer, or with a mask of a layer's own ({names})"
+                )
             return entry, found
     return _refuse(model, "has no attention layer that a prefix can enter")
 
@@ -240,6 +250,19 @@ def calls_the_interface(forward: Callable[..., Any]) -> bool:
     Read off its source, as transformers itself decides whether a model's attention can be exchanged.
     """
     return "ALL_ATTENTION_FUNCTIONS.get_interface(" in _source(forward)
+
+
+@cache
+def asks_once(forward: Callable[..., Any]) -> bool:
+    """Whether a `forward` on the AttentionInterface calls it once, with the mask that it was given.
+
+    DiffLlama attends twice, to different values; Doge's mask is made of the values. One prefix for each layer in front
+    of keys and values would not be what a cache holds there.
+    """
+    calls = re.findall(
+        r"attention_interface\(\s*self,\s*\w+,\s*\w+,\s*\w+,\s*(?:attention_mask=)?(\w+)", _source(forward)
+    )
+    return calls in (["attention_mask"], ["mask"])
 
 
 @cache

@@ -90,9 +90,6 @@ class Attachment:
             raise PrefixError(
                 f"layer {layer} was called on its own; call {type(self._anatomy.base).__name__} or a model around it"
             )
-        if torch.is_grad_enabled() and not self._layers[layer][0].requires_grad and self._trains():
-            # Gradient checkpointing computes a layer again, perhaps after a pass that wanted no gradients.
-            self._layers = self._of_this_pass()
         return self._layers[layer]
 
     def _before_forward(
@@ -122,10 +119,6 @@ class Attachment:
     def _of_this_pass(self) -> Layers:
         """For each layer its keys and values, as `given` returns them."""
         return layers_of(self.prefix, self.model)
-
-    def _trains(self) -> bool:
-        """Whether a prefix takes gradients."""
-        return any(parameter.requires_grad for parameter in self.prefix.parameters())
 
     def _lengths(self) -> torch.Tensor | int:
         """P; [B, 1] where rows have prefixes of their own."""

@@ -9,7 +9,7 @@ a second time is given the same; checkpointing takes caches away from layers, wh
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -67,10 +67,10 @@ class CacheEntry:
     """The entry into one model: hooks that hand every layer the cache of the pass."""
 
     def __init__(self, found: Anatomy, source: Source, columns: Columns) -> None:
-        self._source, self._columns = source, columns
+        self._source, self._columns, self._stack = source, columns, found.base
         self._cache = PrefixedCache(source, columns.length, None)
         self._handles = [
-            module.register_forward_pre_hook(self._hand_over(module), with_kwargs=True)
+            module.register_forward_pre_hook(partial(self._hand_over, *_argument(module)), with_kwargs=True)
             for module in found.attention
         ]
         self._handles += [stack.register_forward_hook(self._take_back) for stack in found.stacks]
@@ -83,6 +83,8 @@ class CacheEntry:
     def begin(self, kwargs: dict[str, Any]) -> None:
         """A pass begins: change the stack's arguments for it."""
         cache = kwargs.get("past_key_values")
+        if self._recomputes():
+            cache, kwargs["use_cache"] = None, False  # a layer computed twice would fill it twice
         if cache is None and kwargs.get("use_cache"):
             cache = DynamicCache()
         self._cache = PrefixedCache(self._source, self._columns.length, cache)
@@ -106,12 +108,23 @@ class CacheEntry:
             output.past_key_values = output.past_key_values.behind
         return output
 
-    def _hand_over(
-        self, module: nn.Module
-    ) -> Callable[[nn.Module, Any, dict[str, Any]], tuple[Any, dict[str, Any]]]:
-        name = next(
-            name
-            for name in ("layer_past", "past_key_values")
-            if name in inspect.signature(type(module).forward).parameters
+    def _recomputes(self) -> bool:
+        return any(
+            module.training and getattr(module, "gradient_checkpointing", False)
+            for module in self._stack.modules()
         )
-        return lambda _, args, kwargs: (args, {**kwargs, name: self._cache})
+
+    def _hand_over(
+        self, place: int, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Put the pass's cache in the place of the argument `name`, by position where it was given so."""
+        if place < len(args):
+            return (*args[:place], self._cache, *args[place + 1 :]), kwargs
+        return args, {**kwargs, name: self._cache}
+
+
+def _argument(module: nn.Module) -> tuple[int, str]:
+    """Where, and under which name, a module takes its cache."""
+    names = list(inspect.signature(module.forward).parameters)
+    name = next(name for name in ("layer_past", "past_key_values") if name in names)
+    return names.index(name), name

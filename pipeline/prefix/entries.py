@@ -32,8 +32,7 @@ def enter(model: PreTrainedModel, found: Anatomy, source: Source, columns: Colum
     Raises:
         PrefixError: they already ask another, or cannot be wrapped.
     """
-    if any(_ENTERED in stack.__dict__ for stack in found.stacks):
-        raise PrefixError(f"{type(model).__name__} already has a prefix attached; detach it first")
+    check_free(model, found)
     entry: Entry
     if found.entry == "interface":
         entry = InterfaceEntry(model, found, source, columns)
@@ -44,6 +43,12 @@ def enter(model: PreTrainedModel, found: Anatomy, source: Source, columns: Colum
     for stack in found.stacks:
         stack.__dict__[_ENTERED] = True
     return entry
+
+
+def check_free(model: PreTrainedModel, found: Anatomy) -> None:
+    """Raise PrefixError where the layers of `model` already ask a source."""
+    if any(_ENTERED in stack.__dict__ for stack in found.stacks):
+        raise PrefixError(f"{type(model).__name__} already has a prefix attached; detach it first")
 
 
 def leave(found: Anatomy, entry: Entry) -> None:

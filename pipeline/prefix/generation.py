@@ -14,6 +14,7 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 from pipeline.errors import PrefixError
 from pipeline.prefix.architecture import Anatomy, anatomy, check_window
 from pipeline.prefix.attention import attach, layers_of
+from pipeline.prefix.entries import check_free
 from pipeline.prefix.tuning import Prefix
 
 
@@ -64,6 +65,7 @@ def generate(
         pad_token_id=pad_token_id,
     )
     if prefix is None:
+        check_free(model, found)
         return continued(model, settings, input_ids, attention_mask)
     if found.column_distances and not bool(attention_mask.all()):
         # Padding would come between the prefix and the text; each row alone has none.
@@ -110,7 +112,11 @@ def _behind(
 def check_prompts(
     model: PreTrainedModel, found: Anatomy, input_ids: torch.Tensor, attention_mask: torch.Tensor
 ) -> None:
-    """Raise PrefixError where `model` does not generate, or prompts and mask are not alike and padded on the left."""
+    """Raise PrefixError where `model` cannot generate now, or prompts and mask are not alike and padded on the left."""
+    if model.training:
+        raise PrefixError(
+            f"{type(model).__name__} is in training mode, with dropout; call model.eval() first"
+        )
     both = found.encoder_decoder
     if not (both or found.causal) or not model.can_generate():
         raise PrefixError(
@@ -139,7 +145,26 @@ def caches(found: Anatomy, positions: int) -> bool:
 def continued(
     model: Any, settings: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, **cache: Any
 ) -> torch.Tensor:
-    """What `model.generate` writes for prompts [B, N], without them."""
+    """What `model.generate` writes for prompts [B, N], without them, by `settings` alone.
+
+    What the model's own generation_config adds (a penalty of repetitions, say) would take the places in front that
+    stand for the prefix for text.
+    """
+    own = model.generation_config
+    if model.config.is_encoder_decoder:  # what the decoder begins with is no choice
+        start = own.decoder_start_token_id
+        settings.decoder_start_token_id = model.config.decoder_start_token_id if start is None else start
+        settings.forced_bos_token_id = own.forced_bos_token_id
+    model.generation_config = GenerationConfig()
+    try:
+        return _written(model, settings, input_ids, attention_mask, **cache)
+    finally:
+        model.generation_config = own
+
+
+def _written(
+    model: Any, settings: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, **cache: Any
+) -> torch.Tensor:
     sequences: torch.Tensor = model.generate(
         input_ids=input_ids, attention_mask=attention_mask, generation_config=settings, **cache
     )

@@ -36,6 +36,15 @@ _MASK = "_prefixline_mask"
 AttentionFunction = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
 
 
+class _Behind(str):
+    """The implementation behind ours, as a private config names it, with the columns of its masks.
+
+    A string, because transformers writes configs as JSON.
+    """
+
+    columns: Columns
+
+
 class _Slot:
     """A module's place in an attachment. Not an nn.Module: it must not join the model's parameters."""
 
@@ -78,7 +87,9 @@ class InterfaceEntry:
         for module, config in self._configs.items():
             private = copy.deepcopy(config, copies)
             private._attn_implementation_internal = PREFIX_ATTENTION
-            setattr(private, _MASK, (implementation, columns))
+            behind = _Behind(implementation)
+            behind.columns = columns
+            setattr(private, _MASK, behind)
             module.__dict__["config"] = private
         for module, slot in self._slots.items():
             module.__dict__[_SLOT] = slot
@@ -98,8 +109,8 @@ class InterfaceEntry:
 
 def attention_implementation(model: PreTrainedModel) -> str:
     """The implementation of `model`'s attention: sdpa, eager, …; with a prefix attached, the one behind it."""
-    implementation, _ = getattr(model.config, _MASK, (None, None))
-    return str(implementation or model.config._attn_implementation or "eager")
+    behind = getattr(model.config, _MASK, None)
+    return str(behind or model.config._attn_implementation or "eager")
 
 
 def _eager_of(module: nn.Module) -> AttentionFunction:
@@ -145,7 +156,8 @@ def _attention(
 
 def _mask(*, config: Any, **kwargs: Any) -> torch.Tensor | None:
     """The registered mask function: the wrapped implementation's mask with the prefix's columns in front."""
-    implementation, columns = getattr(config, _MASK)
+    implementation: _Behind = getattr(config, _MASK)
+    columns = implementation.columns
     if columns.length and kwargs["q_length"] > 1:
         # the shortcut knows no prefix, nor the empty places of a cache behind one
         kwargs["allow_is_causal_skip"] = False

@@ -36,7 +36,8 @@ def lean(model: PreTrainedModel, *, recompute: bool) -> Iterator[None]:
     The model may be in evaluation mode, where transformers' own gradient checkpointing does nothing.
 
     Raises:
-        PrefixError: `recompute` for a model whose layers are not found.
+        PrefixError: `recompute` for a model whose layers are not found, or in training mode, where dropout would be
+            drawn twice.
     """
     instead: dict[nn.Module, Any] = {
         module: partial(nn.functional.gelu, approximate="tanh")
@@ -44,12 +45,16 @@ def lean(model: PreTrainedModel, *, recompute: bool) -> Iterator[None]:
         if type(module) is NewGELUActivation
     }
     if recompute:
+        if model.training:
+            raise PrefixError(
+                f"{type(model).__name__} is in training mode, where layers computed twice draw dropout twice; call "
+                "model.eval() first: a frozen base needs none"
+            )
         layers = _layers_to_recompute(model)
         if not layers:
             raise PrefixError(
                 f"{type(model).__name__} cannot compute its layers twice: they are not found as one list of modules "
-                "of which each is one layer; set "
-                "training.gradient_checkpointing to false"
+                "of which each is one layer; set training.gradient_checkpointing to false"
             )
         instead |= {
             layer: partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)

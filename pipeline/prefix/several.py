@@ -57,6 +57,8 @@ class SeveralAttachment(Attachment):
     def assign(self, rows: Rows) -> None:
         """The next passes have a row for each of `rows`, which sees that prefix.
 
+        With gradient checkpointing, assign anew after the backward pass: it computes layers again, as assigned then.
+
         Raises:
             PrefixError: there is no such prefix.
         """
@@ -70,9 +72,9 @@ class SeveralAttachment(Attachment):
         places = [len(used) if row is None else used.index(row) for row in rows]
         self._places = torch.tensor(places, device=device)
         self._row_lengths = torch.tensor(lengths, device=device)[:, None]
-        longest = max(lengths, default=0)
-        self._columns.length = longest
-        self._columns.visible = torch.arange(longest, device=device) >= longest - self._row_lengths
+        width = max(lengths, default=0)
+        self._columns.length = width
+        self._columns.visible = torch.arange(width, device=device) >= width - self._row_lengths
 
     @contextmanager
     def replaying(self, outputs: Any) -> Iterator[None]:
@@ -123,9 +125,6 @@ class SeveralAttachment(Attachment):
             padding_side="left",
         )
         return self._shape.per_layer(padded)
-
-    def _trains(self) -> bool:
-        return any(p.requires_grad for prefix in self._used for p in prefix.parameters())
 
     def _lengths(self) -> torch.Tensor:
         return self._row_lengths
@@ -236,7 +235,7 @@ def generate_several(
     pad_token_id: int,
     beams: int = 1,
 ) -> torch.Tensor:
-    """The most likely continuation of every row behind its own prefix (see `pipeline.prefix.attention.generate`).
+    """The most likely continuation of every row behind its own prefix (see `pipeline.prefix.generation.generate`).
 
     Args:
         prefixes: of any lengths.

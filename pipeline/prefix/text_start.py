@@ -38,7 +38,7 @@ def text_key_values(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Te
     check_window(found, len(input_ids), 0 if found.shifts else len(input_ids))
     recorder = _Recorder()
     entry = enter(model, found, recorder, Columns(0))
-    training = model.training
+    modes = {module: module.training for module in model.modules()}
     rows = input_ids[None].to(next(model.parameters()).device)
     try:
         model.eval()
@@ -51,7 +51,8 @@ def text_key_values(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Te
                 entry.begin(inputs)
                 states = stack(**inputs).last_hidden_state
     finally:
-        model.train(training)
+        for module, training in modes.items():
+            module.training = training
         leave(found, entry)
     return torch.cat([recorder.layers[layer] for layer in range(len(found.layers))], dim=1)
 

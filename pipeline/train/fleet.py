@@ -124,6 +124,12 @@ def _check(model: PreTrainedModel, jobs: Sequence[FleetJob]) -> None:
     found = anatomy(model)
     classifies = any(job.head for job in jobs)
     for number, job in enumerate(jobs):
+        if job.params.dtype != "float32" or job.params.gradient_checkpointing:
+            raise TrainingError(
+                f"job {number}: got training.dtype {job.params.dtype} and gradient_checkpointing "
+                f"{job.params.gradient_checkpointing}; a fleet trains in float32 without it: set neither, and make "
+                "`tokens` smaller to save memory"
+            )
         if classifies:
             check_head(model, job.head, f"job {number}: the head")
         for split, rows in (("rows", job.rows), ("validation", job.validation)):

@@ -43,9 +43,10 @@ def page() -> str:
         "- **PEFT: logits, padding, checkpointing**: whether PEFT's prefix tuning computes the logits of the second column,",
         "  whether padding on the left changes nothing, and whether gradient checkpointing changes nothing.",
         "",
-        f"Equal means a difference below {TOLERANCE:g}, with the prefix in every attention layer. The reference shares no code",
-        "with the engine (tests/prefix/slow.py): attention written out query by query, the model's own key/value cache, or a",
-        "pass over more tokens.",
+        f"Equal means a difference below {TOLERANCE:g}, with the prefix in every attention layer. The reference of logits and",
+        "gradients shares no code with the engine (tests/prefix/slow.py): attention written out query by query, the model's own",
+        "key/value cache, or a pass over more tokens; DeBERTa-v2's gradient is compared with a quotient of differences. The other",
+        "columns compare the engine with itself in the plainest way: one row alone, without cache, packing or checkpointing.",
     ]
     columns = [*PROPERTIES, "PEFT: logits", "PEFT: padding", "PEFT: checkpointing"]
     for kind, title in KINDS.items():
@@ -67,8 +68,8 @@ def page() -> str:
         "",
         "## Refused",
         "",
-        f"{', '.join(REFUSED)}: they have no attention layer that a prefix can enter, or share keys and values between",
-        "layers. They are refused with one error before anything is computed (tests/prefix/test_architecture.py).",
+        f"{', '.join(REFUSED)}: they have no attention layer that a prefix can enter, share keys and values between layers, or",
+        "attend more than once in a layer. They are refused with one error before anything is computed (tests/prefix/test_architecture.py).",
     ]
     return "\n".join(lines) + "\n"
 

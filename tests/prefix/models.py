@@ -155,6 +155,8 @@ REFUSED: dict[str, dict[str, Any]] = {
         "activation_sparsity_pattern": [0.0] * 3,
     },
     "Deberta": {},
+    "DiffLlama": {"num_key_value_heads": 2},
+    "Doge": {"num_key_value_heads": 2},
 }
 
 

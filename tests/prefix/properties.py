@@ -386,10 +386,12 @@ def text_starts_are_exact(case: Case) -> None:
     assert models.least(prefix.shape, prefix.vectors) > 0
     if case.kind != "decoder":
         raise RefusedError("an encoder's tokens would have seen the input")
-    if case.family in ("Qwen3Next", "Lfm2"):
-        raise RefusedError("its other layers would have read the text")
     expected = model(torch.cat([text[None], tokens], dim=1)).logits[:, LENGTH:]
-    assert slow.close(prefixed(model, prefix, input_ids=tokens), expected) < TOLERANCE
+    away = slow.close(prefixed(model, prefix, input_ids=tokens), expected)
+    if case.family in ("Qwen3Next", "Lfm2"):
+        assert away > 1e-2
+        raise RefusedError("its other layers would have read the text")
+    assert away < TOLERANCE
 
 
 def _saved(case: Case, model: Any, prefix: Prefix, folder: Path) -> Path:

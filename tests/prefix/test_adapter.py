@@ -355,3 +355,12 @@ def test_a_model_that_cannot_carry_a_prefix_is_told_so(tmp_path: Path) -> None:
     model.config.is_encoder_decoder = True
     with pytest.raises(PrefixError, match="cannot carry a prefix"):
         load_adapter(folder, model)
+
+
+def test_a_prefix_of_another_models_shape_is_not_saved(tmp_path: Path) -> None:
+    prefix = random_prefix(decoder("GPT2"))
+    with pytest.raises(
+        AdapterError, match="the prefix is for 3 layers of 4 heads of 8; LlamaForCausalLM needs"
+    ):
+        saved(tmp_path / "adapter", decoder("Llama"), prefix)
+    assert list(tmp_path.iterdir()) == []

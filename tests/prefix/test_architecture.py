@@ -17,6 +17,8 @@ REASONS = {
     "Mamba": "has no attention layer that a prefix can enter",
     "Rwkv": "has no attention layer that a prefix can enter",
     "Deberta": "has no attention layer that a prefix can enter",
+    "DiffLlama": "attends more than once in a layer, or with a mask of a layer's own \\(DiffLlamaAttention\\)",
+    "Doge": "attends more than once in a layer, or with a mask of a layer's own \\(DogeAttention\\)",
     "Gemma3n": "shares keys and values between layers \\(num_kv_shared_layers = 1\\)",
 }
 

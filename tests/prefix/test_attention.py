@@ -454,3 +454,40 @@ def test_a_prefix_moves_and_lowers_the_loss_under_training() -> None:
                 model(**inputs)
     assert losses[-1] < 0.5 * losses[0]
     assert least(prefix.shape, prefix.vectors - start) > 0.01
+
+
+@pytest.mark.parametrize("family", ["Llama", "GPTJ"])
+def test_a_copy_of_a_model_with_a_prefix_has_its_own(family: str) -> None:
+    model = decoder(family)
+    prefix = random_prefix(model)
+    with attach(model, prefix), torch.no_grad():
+        twin = copy.deepcopy(model)
+        before = twin(**batch()).logits
+        prefix.vectors.mul_(-1)
+        assert torch.equal(twin(**batch()).logits, before)
+        assert (model(**batch()).logits - before).abs().max() > 1e-2
+
+
+def test_a_config_with_a_prefix_attached_can_be_written() -> None:
+    model = decoder()
+    with attach(model, random_prefix(model)):
+        words = model.config.to_json_string()
+    assert '"vocab_size": 60' in words
+
+
+@pytest.mark.parametrize("family", ["Llama", "GPTJ", "Bloom"])
+def test_a_cache_that_is_asked_for_under_checkpointing_changes_no_gradient(family: str) -> None:
+    gradients = []
+    for checkpointed in (False, True):
+        model = decoder(family).train()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        if checkpointed:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        prefix = random_prefix(model)
+        with attach(model, prefix):
+            model(**batch(), use_cache=True).logits.square().sum().backward()
+        gradients.append(prefix.vectors.grad)
+    plain, checkpointed_gradient = gradients
+    assert (checkpointed_gradient - plain).abs().max() < 1e-4 * plain.abs().max()

@@ -144,3 +144,27 @@ def test_a_model_that_carries_another_prefix_is_refused() -> None:
     model = decoder()
     with attach(model, random_prefix(model)), pytest.raises(PrefixError, match="already has a prefix"):
         generate(model, random_prefix(model), **batch(side="left"), **settings())
+
+
+def test_the_models_own_generation_config_changes_nothing_and_is_as_before() -> None:
+    model = decoder()
+    prefix = random_prefix(model)
+    inputs = batch(side="left")
+    expected = generate(model, prefix, **inputs, **settings())
+    own = model.generation_config
+    own.repetition_penalty, own.no_repeat_ngram_size = 5.0, 1
+    assert torch.equal(generate(model, prefix, **inputs, **settings()), expected)
+    assert model.generation_config is own
+    assert own.repetition_penalty == 5.0
+
+
+def test_a_base_alone_with_a_prefix_attached_is_refused() -> None:
+    model = decoder()
+    with attach(model, random_prefix(model)), pytest.raises(PrefixError, match="already has a prefix"):
+        generate(model, None, **batch(side="left"), **settings())
+
+
+def test_a_model_in_training_mode_is_refused() -> None:
+    model = decoder("GPT2").train()
+    with pytest.raises(PrefixError, match=r"in training mode, with dropout; call model\.eval\(\) first"):
+        generate(model, random_prefix(model), **batch(side="left"), **settings())

@@ -164,3 +164,9 @@ def test_a_pass_over_other_tokens_than_were_said_is_computed_in_full() -> None:
     every = model.model(**models.batch()).last_hidden_state
     with last_layer_at(anatomy(model), PLACES, 30):
         assert torch.equal(model.model(**models.batch()).last_hidden_state, every)
+
+
+def test_layers_are_not_recomputed_in_training_mode() -> None:
+    model = models.decoder("Llama").train()
+    with pytest.raises(PrefixError, match="in training mode"), lean(model, recompute=True):
+        pass

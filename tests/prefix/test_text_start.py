@@ -49,3 +49,13 @@ def test_text_longer_than_the_sliding_window_is_refused() -> None:
 def test_text_longer_than_the_window_is_refused() -> None:
     with pytest.raises(PrefixError, match="the base model has 64"):
         text_key_values(decoder(), torch.ones(65, dtype=torch.long))
+
+
+def test_every_module_is_in_the_mode_it_was_in() -> None:
+    model = decoder()
+    model.train()
+    model.model.layers[1].eval()
+    text_key_values(model, torch.tensor([7, 12]))
+    assert model.training
+    assert model.model.layers[0].training
+    assert not model.model.layers[1].training

@@ -270,6 +270,14 @@ def test_no_jobs_and_no_rows_are_refused() -> None:
         train_together(model, [job(model, 0), empty])
 
 
+@pytest.mark.parametrize("more", [{"dtype": "bfloat16"}, {"gradient_checkpointing": True}])
+def test_what_a_fleet_would_not_heed_is_refused(more: dict[str, Any]) -> None:
+    model = decoder()
+    refuse_computing(model)
+    with pytest.raises(TrainingError, match=r"job 1: got training\.dtype .* set neither"):
+        train_together(model, [job(model, 0), job(model, 1, **more)])
+
+
 def test_rows_that_do_not_fit_beside_their_own_prefix_are_refused() -> None:
     model = decoder()
     refuse_computing(model)
