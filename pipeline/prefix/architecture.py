@@ -1,7 +1,7 @@
 """Which models can carry a prefix, and where in them it goes.
 
 A prefix has to enter each attention layer where its keys and values are finished. There are three such places,
-and every model has one of them (see `Entry`). A model qualifies if each of its attention layers has the same one.
+and every model has one of them (see `Place`). A model qualifies if each of its attention layers has the same one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from pipeline.errors import PrefixError
 
-Entry = Literal["interface", "cache", "projections"]
+Place = Literal["interface", "cache", "projections"]
 """Where a prefix enters a layer: the call of the AttentionInterface, the update of the key/value cache (BLOOM,
 Falcon, MPT, GPT-J), or the outputs of the key and value projections (DeBERTa-v2)."""
 
@@ -56,7 +56,7 @@ class Anatomy:
             it is the encoder's, then the decoder's self-attention, then its cross-attention. A module that several
             layers share (ALBERT) is there as often.
         layers: the shape of a prefix in each of them.
-        entry: where the prefix enters.
+        place: where the prefix enters.
         window: the most positions the model can tell apart; None where nothing limits them.
         sliding_window: the shortest span of tokens a layer sees; None where every layer sees all.
         causal: whether a token sees only what is before it; of an encoder and a decoder, the encoder's answer.
@@ -73,7 +73,7 @@ class Anatomy:
     stacks: tuple[PreTrainedModel, ...]
     attention: tuple[nn.Module, ...]
     layers: tuple[LayerShape, ...]
-    entry: Entry
+    place: Place
     window: int | None
     sliding_window: int | None
     causal: bool
@@ -104,7 +104,7 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
     config = model.config.get_text_config()
     if shared := getattr(config, "num_kv_shared_layers", None):
         _refuse(model, f"shares keys and values between layers (num_kv_shared_layers = {shared})")
-    entry, modules = _entry(model)
+    place, modules = _place(model)
     both = bool(getattr(model.config, "is_encoder_decoder", False))
     if both:
         stacks, attention = _encoder_and_decoder(model, modules)
@@ -123,46 +123,46 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
         for key in ("sliding_window", "attention_chunk_size", "local_attention")
         if isinstance(span := getattr(config, key, None), int) and span > 0
     ]
-    causal = bool(getattr(attention[0], "is_causal", entry != "projections"))
+    causal = bool(getattr(attention[0], "is_causal", place != "projections"))
     return Anatomy(
         stacks=stacks,
         attention=attention,
         layers=tuple(_layer_shape(model, module, number) for number, module in enumerate(attention)),
-        entry=entry,
+        place=place,
         window=window,
         sliding_window=min(spans, default=None),
         causal=causal,
         padding_offset=padding_offset,
-        shifts=entry == "cache" or (takes_positions and not both),
-        told_positions=takes_positions and entry != "projections" and not (both or hybrid or alibi),
-        column_distances=entry == "projections"
-        or (_takes(attention[0], "position_bias") and entry == "cache"),
+        shifts=place == "cache" or (takes_positions and not both),
+        told_positions=takes_positions and place != "projections" and not (both or hybrid or alibi),
+        column_distances=place == "projections"
+        or (_takes(attention[0], "position_bias") and place == "cache"),
         every_layer=not hybrid,
-        plain_cache=causal and entry != "projections" and not (both or hybrid or latent),
+        plain_cache=causal and place != "projections" and not (both or hybrid or latent),
     )
 
 
-def _entry(model: PreTrainedModel) -> tuple[Entry, list[nn.Module]]:
+def _place(model: PreTrainedModel) -> tuple[Place, list[nn.Module]]:
     """Where a prefix enters `model`, and the modules with such a place."""
     modules: list[nn.Module] = list(model.modules())
-    ways: dict[Entry, Callable[[Callable[..., Any]], bool]] = {
+    ways: dict[Place, Callable[[Callable[..., Any]], bool]] = {
         "interface": calls_the_interface,
         "cache": updates_a_cache,
         "projections": projects_keys_and_positions,
     }
-    for entry, goes in ways.items():
+    for place, goes in ways.items():
         if found := [module for module in modules if goes(type(module).forward)]:
             odd = {
                 type(module)
                 for module in found
-                if entry == "interface" and not asks_once(type(module).forward)
+                if place == "interface" and not asks_once(type(module).forward)
             }
             if odd:
                 names = ", ".join(sorted(kind.__name__ for kind in odd))
                 _refuse(
                     model, f"attends more than once in a layer, or with a mask of a layer's own ({names})"
                 )
-            return entry, found
+            return place, found
     return _refuse(model, "has no attention layer that a prefix can enter")
 
 

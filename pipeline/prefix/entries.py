@@ -34,9 +34,9 @@ def enter(model: PreTrainedModel, found: Anatomy, source: Source, columns: Colum
     """
     check_free(model, found)
     entry: Entry
-    if found.entry == "interface":
+    if found.place == "interface":
         entry = InterfaceEntry(model, found, source, columns)
-    elif found.entry == "cache":
+    elif found.place == "cache":
         entry = CacheEntry(found, source, columns)
     else:
         entry = ProjectionEntry(found, source, columns)

@@ -13,9 +13,9 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from pipeline.errors import PrefixError
 from pipeline.prefix.architecture import Anatomy, anatomy, check_window
-from pipeline.prefix.attention import attach, layers_of
+from pipeline.prefix.attention import attach, check_fits, layers_of
 from pipeline.prefix.entries import check_free
-from pipeline.prefix.tuning import Prefix
+from pipeline.prefix.tuning import Prefix, PrefixShape
 
 
 @torch.no_grad()
@@ -87,11 +87,11 @@ def _behind(
     """The continuations of [B, N] behind `prefix`."""
     found = anatomy(model)
     length = prefix.length
-    attachment = attach(model, prefix)
+    check_free(model, found)
+    check_fits(model, found, PrefixShape(found.layers), prefix)
     if not caches(found, length + input_ids.shape[1] + settings.max_new_tokens):
-        with attachment:
+        with attach(model, prefix):
             return continued(model, settings, input_ids, attention_mask)
-    attachment.detach()
     rows = len(input_ids) * settings.num_beams
     cache = DynamicCache()
     for layer, parts in enumerate(layers_of(prefix, model)):
