@@ -14,9 +14,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from pipeline import servers
 from pipeline.errors import ServerError
+from pipeline.locks import exclusive
 from pipeline.orphans import end_with_parent
 
 _EPHEMERAL = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
@@ -43,11 +45,12 @@ def enter(workspace: Path) -> Callable[[], None] | None:
     url = f"http://{servers.HOST}:{port}/api"
     os.environ |= {"PREFECT_API_URL": url, "PREFECT_SERVER_EPHEMERAL_ENABLED": "false"}
     log = workspace / ".prefixline/logs/private-prefect.log"
+    lock = workspace / ".prefixline/private-prefect.lock"
     log.parent.mkdir(parents=True, exist_ok=True)
     alive, held = os.pipe()  # `held` closes when this process ends
     with os.fdopen(alive, "rb") as theirs, log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.private_prefect", str(theirs.fileno()), str(port)],
+            [sys.executable, "-m", "pipeline.private_prefect", str(theirs.fileno()), str(port), str(lock)],
             cwd=log.parent,
             env={**os.environ, **_EPHEMERAL, "PYTHONSAFEPATH": "1"},
             stdin=subprocess.DEVNULL,
@@ -86,12 +89,18 @@ def _end(process: subprocess.Popen[bytes], held: int) -> None:
         process.wait()
 
 
-def main(alive: str, port: str) -> None:
+def main(alive: str, port: str, lock: str) -> None:
     """Serve until asked to end, or until the process that started this one is gone."""
     end_with_parent(int(alive))
     import uvicorn
 
-    uvicorn.run(
+    class OneAfterTheOther(uvicorn.Server):
+        async def startup(self, sockets: Any = None) -> None:
+            """Two servers that make the tables of one new database at once break each other's."""
+            with exclusive(Path(lock)):
+                await super().startup(sockets)
+
+    config = uvicorn.Config(
         "prefect.server.api.server:create_app",
         factory=True,
         host=servers.HOST,
@@ -99,6 +108,10 @@ def main(alive: str, port: str) -> None:
         log_level="error",
         lifespan="on",
     )
+    server = OneAfterTheOther(config)
+    server.run()
+    if not server.started:
+        sys.exit(3)  # as uvicorn.run would end
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import psutil
 
+from pipeline.locks import exclusive
+
 FLOW = """
 import json, sys
 from pathlib import Path
@@ -96,3 +98,29 @@ def test_a_server_that_cannot_start_is_reported_with_the_end_of_its_log(tmp_path
     assert result.returncode == 1
     assert result.stderr.startswith("ServerError: Prefect's server ended by itself, with exit status 3")
     assert "file is not a database" in result.stderr
+
+
+def test_a_server_waits_for_another_that_makes_the_database(tmp_path: Path):
+    lock = tmp_path / ".prefixline/private-prefect.lock"
+    with exclusive(lock):
+        process = subprocess.Popen(
+            [sys.executable, "-c", STAY, str(tmp_path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        end = time.monotonic() + 120
+        waiting: list[str] = []
+        while time.monotonic() < end and not waiting and process.poll() is None:
+            servers = psutil.Process(process.pid).children(recursive=True)
+            waiting = [
+                file.path for server in servers for file in server.open_files() if file.path == str(lock)
+            ]
+            time.sleep(0.1)
+        assert waiting == [str(lock)]
+        assert list(tmp_path.rglob("prefect.db")) == []
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    assert len(list(tmp_path.rglob("prefect.db"))) == 1
+    process.communicate("\n", timeout=60)
+    assert process.returncode == 0

@@ -12,7 +12,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -424,6 +423,7 @@ def workspace(classification: Bench, folder: Path, monkeypatch: pytest.MonkeyPat
             PINS,
             base=BaseModelParams(source=PathSource(path=str(base.folder)), digest=base.digest),
             code=code_identity(),
+            warm_start=None,
             training=TrainingParams(
                 batch_size=3,
                 epochs=STEPS,
@@ -444,27 +444,21 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def test_sigterm_stops_the_stage_with_a_checkpoint_and_one_message(
-    workspace: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_sigterm_stops_the_stage_with_a_checkpoint_and_one_message(workspace: Path) -> None:
     folder = workspace / ".prefixline" / "checkpoints" / PINS.run_key
-    watching: list[bool] = []
-
-    def stop() -> None:
+    command = [sys.executable, "-m", "pipeline.stages", "train", "words"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         end = time.monotonic() + PATIENCE_SECONDS
-        while time.monotonic() < end and not list(folder.glob("step-*")):
+        while time.monotonic() < end and process.poll() is None and not list(folder.glob("step-*")):
             time.sleep(0.02)
-        for child in children(os.getpid()):
-            opened = [link.resolve() for link in Path(f"/proc/{child}/fd").iterdir()]
-            watching.append(any(target.name == "alive" for target in opened))
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    thread = threading.Thread(target=stop)
-    thread.start()
-    assert stages.main(["train", "words"]) == 1
-    thread.join()
+        watching = [
+            any(link.resolve().name == "alive" for link in Path(f"/proc/{child}/fd").iterdir())
+            for child in children(process.pid)
+        ]
+        process.terminate()
+        _, said = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 1
     assert watching == [True, True]
-    said = capfd.readouterr().err
     assert said.count("error: ") == 1
     step = re.search(rf"error: stopped by SIGTERM after step (\d+) of {STEPS}; a checkpoint is kept", said)
     assert step
