@@ -26,7 +26,7 @@ base_models:
     source: {{path: "{base}"}}
     digest: {digest}
 defaults:
-  prefix: {{length: 4, initialisation: version, text_from: labels}}  # the labels' names while nothing is in production
+  prefix: {{length: 4, initialisation: version}}
   training: {{epochs: 10, batch_size: 16, learning_rate: 0.1, head_learning_rate: 0.1, threads: 1}}
   gate:
     resamples: 500
@@ -37,6 +37,7 @@ prefixes:
     base_model: tiny
     task: classification
     data: {{path: data/words.jsonl, slices: [length]}}
+    prefix: {{text_from: labels}}  # the labels' names while nothing is in production
 """
 
 
