@@ -56,14 +56,7 @@ def generate(
     check_prompts(model, found, input_ids, attention_mask)
     length = 0 if prefix is None else prefix.length
     check_window(found, length, longest(found, input_ids.shape[1], max_new_tokens))
-    settings = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        num_beams=beams,
-        do_sample=False,
-        use_cache=True,  # a model's own setting may be False, as MPT's
-        eos_token_id=eos_token_id,
-        pad_token_id=pad_token_id,
-    )
+    settings = search(max_new_tokens, beams, eos_token_id=eos_token_id, pad_token_id=pad_token_id)
     if prefix is None:
         check_free(model, found)
         return continued(model, settings, input_ids, attention_mask)
@@ -106,6 +99,20 @@ def _behind(
         torch.cat([front, input_ids], dim=1),
         torch.cat([torch.ones_like(front), attention_mask], dim=1),
         past_key_values=cache,
+    )
+
+
+def search(
+    max_new_tokens: int, beams: int, *, eos_token_id: int | Sequence[int], pad_token_id: int
+) -> GenerationConfig:
+    """Greedy or beam search, as transformers is told of it."""
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        num_beams=beams,
+        do_sample=False,
+        use_cache=True,  # a model's own setting may be False, as MPT's
+        eos_token_id=eos_token_id,
+        pad_token_id=pad_token_id,
     )
 
 

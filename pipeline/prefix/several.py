@@ -25,12 +25,12 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from pipeline.errors import PrefixError
 from pipeline.prefix.architecture import anatomy, check_window
 from pipeline.prefix.attention import Attachment, Layers
-from pipeline.prefix.generation import caches, check_prompts, continued, generate, longest
+from pipeline.prefix.generation import caches, check_prompts, continued, generate, longest, search
 from pipeline.prefix.tuning import Prefix
 
 Rows = Sequence[int | None]
@@ -267,14 +267,7 @@ def generate_several(
         return pad_sequence(
             [texts[row] for row in range(len(rows))], batch_first=True, padding_value=pad_token_id
         )
-    settings = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        num_beams=beams,
-        do_sample=False,
-        use_cache=True,
-        eos_token_id=eos_token_id,
-        pad_token_id=pad_token_id,
-    )
+    settings = search(max_new_tokens, beams, eos_token_id=eos_token_id, pad_token_id=pad_token_id)
     tokens = [longest(found, count, max_new_tokens) for count in attention_mask.sum(1).tolist()]
     with attach_several(model, prefixes, rows) as attached:
         attached._check_rows_fit(tokens)

@@ -10,7 +10,10 @@ import pytest
 
 from pipeline.compare import memory
 
-linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks /proc")
+linux = pytest.mark.skipif(
+    not sys.platform.startswith("linux"),
+    reason="the peak asked for here is the kernel's in /proc; elsewhere memory.peak uses getrusage",
+)
 
 
 @linux

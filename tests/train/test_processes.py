@@ -484,7 +484,9 @@ def test_the_stage_run_again_goes_on_in_its_processes_and_writes_one_record(
     assert {file: sha256_file(artifacts / file) for file in record["manifest"]} == record["manifest"]
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks for processes in /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/task").is_dir(), reason="the test itself looks for the processes in /proc"
+)
 def test_a_launcher_that_is_killed_takes_its_processes_along(tmp_path: Path) -> None:
     waiting = (
         "import os, sys, time, pathlib; from pipeline.train import launched; launched.end_with_launcher(); "
