@@ -57,6 +57,7 @@ def pin(workspace: Workspace, name: str = "alpha", **changes: Any) -> str:
         "code": {"version": "1", "digest": "0"},
         "data": {"md5": version.md5, "manifest": dict(version.manifest)},
         "champion": None,
+        "warm_start": None,
         "run_key": KEY,
         "params": {
             "task": "classification",

@@ -248,7 +248,7 @@ def _fetch_commit(workspace: Workspace, copy: Path, reference: str) -> str:
 
 
 def _explain(name: str, status: int, tail: str, said: str) -> str:
-    """The failed stage and its own words; DVC's only where no stage spoke."""
+    """The failed stage and its own words; DVC's only where that stage did not speak."""
     failed = re.search(r"failed to reproduce '(\w+)@", said)
     where = f"stage {failed[1]} of {name} failed" if failed else f"the experiment of {name} failed"
     plain = _TERMINAL_CODE.sub("", tail).replace("\r\n", "\n")
@@ -259,7 +259,8 @@ def _explain(name: str, status: int, tail: str, said: str) -> str:
         return "\n  ".join(
             [f"{where}: {lines[marked[-1]].removeprefix('error: ')}", *lines[marked[-1] + 1 :]]
         )
-    if failed and lines:
+    began = failed and f"Running stage '{failed[1]}@{name}'" in said
+    if began and lines:
         return "\n  ".join([f"{where}; it printed last:", *lines[-_TAIL_LINES:]])
     faults = [
         line for line in said.splitlines() if line.startswith(("ERROR", "WARNING"))

@@ -246,6 +246,19 @@ def test_what_dvc_itself_cannot_do_is_said_in_its_words(workspace: Workspace) ->
         run(workspace)
 
 
+def test_a_stage_that_never_began_is_explained_by_dvc_and_not_by_the_stage_before(workspace: Workspace) -> None:
+    pins = workspace.root / "pins/alpha.json"
+    content = json.loads(pins.read_text())
+    del content["warm_start"]
+    pins.write_text(json.dumps(content))
+    git.commit(workspace.root, ["pins/alpha.json"], "Pins that lack a key")
+    with pytest.raises(ExperimentError) as caught:
+        run(workspace)
+    assert str(caught.value).startswith("stage train of alpha failed (DVC ended with status ")
+    assert "warm_start" in str(caught.value)
+    assert "prepare of alpha" not in str(caught.value)
+
+
 def test_a_baseline_that_does_not_exist_is_an_error(workspace: Workspace) -> None:
     with pytest.raises(WorkspaceError, match="has no commit abc"):
         run_experiment(workspace, "alpha", KEY, {}, ignore, baseline="abc")
