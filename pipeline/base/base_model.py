@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.base.base_files import CONFIG, TOKENIZER_FILES, find, read_json
+from pipeline.base.base_files import CONFIG, GENERATION_CONFIG, TOKENIZER_FILES, find, read_json
 from pipeline.digest import digest, sha256_file
 from pipeline.errors import BaseModelError, IntegrityError
 from pipeline.params import BaseModelParams, Task
@@ -92,6 +92,9 @@ def _verify(base: ResolvedBase, names: Sequence[str]) -> None:
 def tokenizer(base: ResolvedBase) -> PreTrainedTokenizerFast:
     """The base's tokenizer, from its `tokenizer.json`, without importing torch.
 
+    Its end of text is the token that the base was trained to end with and `generate` stops at: where the base names
+    ends (generation_config.json, else config.json) and the tokenizer's own is none of them, the first of those.
+
     Raises:
         BaseModelError: there is no `tokenizer.json`, or it holds no tokenizer.
         IntegrityError: its files changed since `resolve`.
@@ -103,13 +106,31 @@ def tokenizer(base: ResolvedBase) -> PreTrainedTokenizerFast:
             f"{base.folder} has no tokenizer.json; expected a fast tokenizer. Write one with "
             "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
         )
-    _verify(base, [name for name in base.files if name in TOKENIZER_FILES or name.endswith(".model")])
+    read = (CONFIG, GENERATION_CONFIG, *TOKENIZER_FILES)
+    _verify(base, [name for name in base.files if name in read or name.endswith(".model")])
     if "model" not in read_json(base.folder / "tokenizer.json", base.name):
         raise BaseModelError(f"{base.folder}/tokenizer.json has no model; save the tokenizer again")
     fast: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(
         base.folder, local_files_only=True, trust_remote_code=False
     )
+    ends = _ends(base)
+    # Configurations come with a default number, which in a small vocabulary is any word: only a special token counts.
+    special = [token for token in fast.convert_ids_to_tokens(ends) if token in fast.all_special_tokens]
+    if special and fast.eos_token not in special:
+        fast.eos_token = special[0]
     return fast
+
+
+def _ends(base: ResolvedBase) -> list[int]:
+    """The tokens at which the base ends a text, as its files name them."""
+    for name in (GENERATION_CONFIG, CONFIG):
+        if name not in base.files:
+            continue
+        named = read_json(base.folder / name, base.name).get("eos_token_id")
+        ends = named if isinstance(named, list) else [named]
+        if found := [end for end in ends if isinstance(end, int) and end >= 0]:
+            return found
+    return []
 
 
 def window(base: ResolvedBase) -> int:

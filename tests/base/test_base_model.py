@@ -388,6 +388,27 @@ def test_the_tokenizer_gives_what_transformers_gives_without_importing_torch(enc
     assert said.strip() == f"{expected} 64 False"
 
 
+@pytest.mark.parametrize(
+    ("generation_config", "config", "end"),
+    [
+        (2, 3, "<s>"),  # what `generate` stops at
+        ([2, 0], 3, "<s>"),
+        ([2, 3], 2, "</s>"),  # the tokenizer's is one of them
+        (None, 2, "<s>"),
+        (None, None, "</s>"),
+        (7, 2, "</s>"),  # a word, from a default number
+        (50_256, 2, "</s>"),
+    ],
+)
+def test_a_text_ends_with_the_token_that_the_base_ends_it_with(
+    decoder: Path, generation_config: int | list[int] | None, config: int | None, end: str
+) -> None:
+    for name, ends in (("generation_config.json", generation_config), ("config.json", config)):
+        content = json.loads((decoder / name).read_text())
+        (decoder / name).write_text(json.dumps({**content, "eos_token_id": ends}))
+    assert base_model.tokenizer(resolved(decoder)).eos_token == end
+
+
 def test_a_base_without_a_readable_fast_tokenizer_is_refused(encoder: Path) -> None:
     (encoder / "tokenizer.json").write_text("{}")
     with pytest.raises(BaseModelError, match="has no model"):
