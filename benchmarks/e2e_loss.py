@@ -30,8 +30,10 @@ import torch
 import transformers
 from peft import PrefixTuningConfig, get_peft_model
 
+from pipeline.base import base_files, base_model
 from pipeline.data.encoding import Encoder
-from pipeline.params import PrefixParams, TrainingParams
+from pipeline.digest import digest
+from pipeline.params import BaseModelParams, PathSource, PrefixParams, TrainingParams
 from pipeline.prefix.adapter import load_adapter
 from pipeline.prefix.attention import attach
 from pipeline.prefix.tuning import Prefix, PrefixShape
@@ -92,11 +94,18 @@ class Bench:
 
     def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
         self.arguments, self.folder = arguments, folder
-        self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(arguments.base).eval()
-        self.model.requires_grad_(False)
-        self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(arguments.base)
-        window = self.model.config.max_position_embeddings
-        self.encoder = Encoder(self.tokenizer, window=window, prefix_length=arguments.length, max_tokens=None)
+        path = arguments.base.resolve()
+        source = PathSource(path=str(path))
+        _, files = base_files.find(source, "0" * 64, path, "base")
+        base = base_model.resolve("base", BaseModelParams(source=source, digest=digest(files)), path)
+        self.model: Any = base_model.load(base, "generation")
+        self.tokenizer = base_model.tokenizer(base)
+        self.encoder = Encoder(
+            self.tokenizer,
+            window=base_model.window(base),
+            prefix_length=arguments.length,
+            max_tokens=None,
+        )
         examples = self.read("trainset.csv")
         held_out = set(np.random.default_rng(0).permutation(len(examples))[:HELD_OUT].tolist())
         splits = {
