@@ -216,8 +216,8 @@ class TrainingParams(_Section):
     learning_rate: Annotated[float, Field(gt=0, le=100)] = 0.03
     head_learning_rate: Annotated[float, Field(gt=0, le=100)] = 0.03
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.8
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
     epochs: Annotated[int, Field(ge=1)] = 3
     max_steps: Annotated[int, Field(ge=1)] | None = None
     batch_size: Annotated[int, Field(ge=1)] = 32

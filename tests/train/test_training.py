@@ -247,7 +247,7 @@ def test_training_is_what_a_plain_loop_with_transformers_own_loss_gives(classifi
     """Every step over all rows, so that the order does not matter."""
     classification.train(
         batch_size=40, epochs=4, schedule="constant", warmup=0.0, validations_per_epoch=1, max_grad_norm=0.05,
-        weight_decay=0.1, adam_beta1=0.8, adam_beta2=0.95,
+        weight_decay=0.1, adam_beta1=0.7, adam_beta2=0.9,
     )  # fmt: skip
 
     model = classification.model()
@@ -261,7 +261,7 @@ def test_training_is_what_a_plain_loop_with_transformers_own_loss_gives(classifi
         parameter.requires_grad_(True)
     optimiser = torch.optim.AdamW(
         [{"params": prefix.parameters(), "lr": 0.1}, {"params": head, "lr": 0.01}],
-        betas=(0.8, 0.95),
+        betas=(0.7, 0.9),
         weight_decay=0.1,
     )
     losses = []
