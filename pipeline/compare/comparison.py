@@ -149,6 +149,7 @@ def _prepared(
         tokenizer=base_model.tokenizer(base),
         window=base_model.window(base),
         prefix_length=entry.prefix.length,
+        encoder_decoder=base_model.is_encoder_decoder(base),
         out=prepared,
     )
     training = entry.training
