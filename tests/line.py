@@ -7,7 +7,6 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,7 +96,7 @@ class Line:
         assert done.returncode == expect, f"exit code {done.returncode}\n{done.stderr}"
         return json.loads(done.stdout)
 
-    def write_rows(self, content: Sequence[Mapping[str, Any]]) -> None:
+    def write_rows(self, content: list[dict[str, str]]) -> None:
         """Put `content` where the prefix's data is."""
         text = "".join(json.dumps(row) + "\n" for row in content)
         (self.root / "data" / "words.jsonl").write_text(text)
@@ -112,17 +111,14 @@ class Line:
         self.git("-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qam", message)
 
 
-def init_line(folder: Path) -> Line:
-    """A new workspace without anything of its own."""
-    done = subprocess.run([str(PREFIXLINE), "init", str(folder)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return Line(folder)
-
-
 def make_line(folder: Path, *, floor: float = 0.6, count: int = 400) -> Line:
     """A new workspace with a tiny encoder beside it and `count` rows, ready for `prefixline retrain words`."""
     base = tiny.tiny_encoder(folder / "base", scale=0.3)
-    line = init_line(folder / "workspace")
+    line = Line(folder / "workspace")
+    done = subprocess.run(
+        [str(PREFIXLINE), "init", str(line.root)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
     identity = digest(base_files.identity_files(base))
     (line.root / "params.yaml").write_text(PARAMS.format(base=base, digest=identity, floor=floor))
     line.commit("Parameters")
