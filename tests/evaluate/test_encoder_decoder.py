@@ -109,6 +109,17 @@ def test_losses_do_not_depend_on_how_many_logits_are_computed_at_a_time(
     )
 
 
+def test_a_source_is_encoded_once_for_all_its_references(world: World) -> None:
+    model = base_model.load(world.base, "generation")
+    encoded: list[int] = []
+    model.get_encoder().register_forward_hook(
+        lambda module, args, output: encoded.append(len(output.last_hidden_state))
+    )
+    targets = [[[6, 2]], [[7, 8, 9, 2], [5, 2], [2]], [[4, 2], [9, 2]]]
+    scoring.target_losses(model, None, [[5, 6, 2], [7, 2], [8, 9, 10, 2]], targets, 2, what="rows")
+    assert encoded == [2, 1]
+
+
 def test_an_answer_is_cut_where_the_positions_end_whatever_the_source_has(bart_folder: Path) -> None:
     base = evaluation_world.resolved(bart_folder)
     model, words = base_model.load(base, "generation"), base_model.tokenizer(base)

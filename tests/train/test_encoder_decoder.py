@@ -175,6 +175,24 @@ def test_recomputing_runs_every_layer_but_the_last_of_each_stack_twice(folder: P
     assert calls == {0: 2, 1: 1, 2: 2, 3: 1}
 
 
+def test_in_bfloat16_the_loss_is_nearly_the_same_and_its_gradient_float32(folder: Path) -> None:
+    model = base_model.load(resolved(folder), "generation")
+    prefix = random_prefix(model)
+    (batch,) = rows_for(model).batches(np.arange(4), 1)
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        prefix.zero_grad()
+        with attach(model, prefix), lean(model, recompute=True):
+            loss = batch_loss(model, batch, dtype).total
+            loss.backward()
+        assert loss.dtype == prefix.vectors.grad.dtype == torch.float32
+        found.append((loss.item(), prefix.vectors.grad.flatten()))
+    (expected, gradient), (rough, nearly) = found
+    assert rough != expected
+    assert rough == pytest.approx(expected, rel=1e-2)
+    assert torch.nn.functional.cosine_similarity(nearly, gradient, dim=0) > 0.99
+
+
 def test_the_gradients_of_processes_add_up_to_those_of_one(folder: Path) -> None:
     model = base_model.load(resolved(folder), "generation")
     prefix, rows = random_prefix(model), rows_for(model)
