@@ -125,6 +125,18 @@ class Encoder:
             prompt = self._cut(source, "\n", left)
         return [*self._lead, *prompt], shorter
 
+    @property
+    def longest_prompt(self) -> int:
+        """Generation: the most tokens of a prompt for which anything can be written."""
+        return self.limit - 1
+
+    def cut_prompt(self, input_ids: list[int], source: str) -> list[int]:
+        """Generation: the prompt of `source` without a target, shortened where that helps.
+
+        A decoder's is left as it is: the room that it takes from its answer would have to be guessed.
+        """
+        return input_ids
+
     def room(self, input_ids: Sequence[int]) -> int:
         """Generation: the most tokens that can be written for a prompt; below 1 where it is too long."""
         return self.limit - len(input_ids)
@@ -205,6 +217,15 @@ class SourceTargetEncoder(Encoder):
         return self.cut_text(source), [
             [*self._cut_to(open_limit, target), *self._ending] for target in targets
         ]
+
+    @property
+    def longest_prompt(self) -> int:
+        """The most tokens of a source."""
+        return self.limit
+
+    def cut_prompt(self, input_ids: list[int], source: str) -> list[int]:
+        """The source's first tokens that fit, special tokens kept."""
+        return input_ids if len(input_ids) <= self.limit else self.cut_text(source)
 
     def room(self, input_ids: Sequence[int]) -> int:
         """The most tokens that can be written for a source; below 1 where that is too long."""

@@ -62,13 +62,12 @@ class Predictor:
         install_head(self._model, head)
         words = base_model.tokenizer(base)
         self._words = words
-        self._answers = base_model.is_encoder_decoder(base)
         self._encoder = encoder_for(
             words,
             window=base_model.window(base),
             prefix_length=self._prefix.length,
             max_tokens=record.params["data"]["max_tokens"],
-            encoder_decoder=self._answers,
+            encoder_decoder=base_model.is_encoder_decoder(base),
         )
         self._pad: int = self._model.config.pad_token_id
         self._turn = threading.Lock()
@@ -115,27 +114,22 @@ class Predictor:
         from pipeline.prefix.generation import generate
 
         rows = [encoded.input_ids for encoded in self._encoder.sources(sources, [[""]] * len(sources))]
-        if (
-            self._answers and self._truncate
-        ):  # cut as in preparation; a decoder's prompt would leave no room behind it
-            rows = [
-                row if self._encoder.room(row) > 0 else self._encoder.cut_text(source)
-                for row, source in zip(rows, sources, strict=True)
-            ]
+        if self._truncate:
+            rows = [self._encoder.cut_prompt(*pair) for pair in zip(rows, sources, strict=True)]
         by_room: defaultdict[int, list[int]] = defaultdict(list)
         for i, row in enumerate(rows):
             room = min(self._settings["max_new_tokens"], self._encoder.room(row))
             if room < 1:
-                most = (
-                    f"at most {self._encoder.limit}" if self._answers else f"fewer than {self._encoder.limit}"
+                raise PrefixError(
+                    f"row {i}: the source has {len(row)} tokens; expected at most {self._encoder.longest_prompt}"
                 )
-                raise PrefixError(f"row {i}: the source has {len(row)} tokens; expected {most}")
             by_room[room].append(i)
         texts = [""] * len(rows)
+        left = not self._model.config.is_encoder_decoder  # BART counts positions from a row's beginning
         with self._turn, torch.inference_mode():
             for room, members in by_room.items():
                 for part in self._batches(members, rows):
-                    ids, mask = _padded([rows[i] for i in part], self._pad, left=not self._answers)
+                    ids, mask = _padded([rows[i] for i in part], self._pad, left=left)
                     new = generate(
                         self._model,
                         self._prefix,
