@@ -217,7 +217,7 @@ def load(
                 _label(config, labels or ())
                 kind = AutoModelForSequenceClassification
             elif config.is_encoder_decoder:
-                _refuse_startless(config, base)
+                _refuse_incomplete(config, base)
                 kind = AutoModelForSeq2SeqLM
             else:
                 _refuse_bidirectional(config, base)
@@ -273,7 +273,11 @@ def _refuse_decoder_beside(config: Any, base: ResolvedBase) -> None:
         )
 
 
-def _refuse_startless(config: Any, base: ResolvedBase) -> None:
+def _refuse_incomplete(config: Any, base: ResolvedBase) -> None:
+    if not is_encoder_decoder(base):  # a default of transformers; rows were prepared by what the file says
+        raise BaseModelError(
+            f"{base.folder / CONFIG} is of a {config.model_type} and does not say is_encoder_decoder: true; add it"
+        )
     if not isinstance(config.decoder_start_token_id, int):
         raise BaseModelError(
             f"{base.folder / CONFIG}: decoder_start_token_id is {config.decoder_start_token_id}; expected the token "

@@ -59,9 +59,7 @@ def _after(
     """A function from hidden states [T, hidden] to `model`'s logits [T, vocabulary], as its own forward makes them."""
     given: list[torch.Tensor] = []
     nothing: dict[str, Any] = {}
-    if (
-        model.config.is_encoder_decoder
-    ):  # its own forward wants something to read, and something to go on from
+    if model.config.is_encoder_decoder:  # its own forward wants a source that was read, and a token
         token = torch.zeros((1, 1), dtype=torch.long, device=model.device)
         states = torch.zeros((1, 1, 1), device=model.device)
         nothing = {"decoder_input_ids": token, "encoder_outputs": BaseModelOutput(last_hidden_state=states)}

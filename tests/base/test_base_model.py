@@ -520,6 +520,18 @@ def test_an_encoder_decoder_that_names_no_token_to_begin_with_is_refused(
         base_model.load(resolved(folder), "generation")
 
 
+def test_a_config_that_leaves_it_open_whether_it_is_an_encoder_decoder_is_refused(
+    t5_folder: Path, tmp_path: Path
+) -> None:
+    """transformers fills it in, and rows would have been prepared for a decoder."""
+    folder = shutil.copytree(t5_folder, tmp_path / "t5")
+    config = json.loads((folder / "config.json").read_text())
+    del config["is_encoder_decoder"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BaseModelError, match="is of a t5 and does not say is_encoder_decoder: true; add it"):
+        base_model.load(resolved(folder), "generation")
+
+
 # -- the base never changes ----------------------------------------------------------------------------------
 
 
