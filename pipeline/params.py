@@ -114,7 +114,8 @@ class DataParams(_Section):
 
     Classification reads `text` and `label`; generation reads `source` and `target`, whose cells are one
     text or, in JSONL and Parquet, a list of texts. Rows with an equal source are one example with several
-    references. `imported_from` is a URL or a path outside the workspace, taken in with `dvc import-url`;
+    references. `max_tokens` limits a text, a source with its longest target, or, on an encoder-decoder, each of
+    source and target. `imported_from` is a URL or a path outside the workspace, taken in with `dvc import-url`;
     each retraining takes in what is there then, over whatever was changed here.
     """
 

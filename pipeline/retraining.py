@@ -141,6 +141,7 @@ def validate_data(workspace: Workspace, entry: PrefixEntry, base: ResolvedBase) 
         tokenizer=base_model.tokenizer(base),
         window=base_model.window(base),
         prefix_length=entry.prefix.length,
+        encoder_decoder=base_model.is_encoder_decoder(base),
     )
 
 

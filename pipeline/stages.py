@@ -51,6 +51,7 @@ def prepare(pins: Pins, artifacts: Path) -> Mapping[str, Any]:
         tokenizer=base_model.tokenizer(base),
         window=base_model.window(base),
         prefix_length=pins.prefix.length,
+        encoder_decoder=base_model.is_encoder_decoder(base),
         out=out,
         previous=previous if previous is not None and previous.is_dir() else None,
     )

@@ -146,6 +146,7 @@ def _world(
         tokenizer=base_model.tokenizer(base),
         window=base_model.window(base),
         prefix_length=LENGTH,
+        encoder_decoder=base_model.is_encoder_decoder(base),
         out=folder / "prepared",
     )
     made = adapter(folder / "adapter", base, task, labels=labels)

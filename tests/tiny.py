@@ -6,6 +6,7 @@ Nothing is downloaded. Every model is seeded, so two calls write the same bytes.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 WORDS = (
     "the a red green blue cat dog bird tree river runs sees likes under over near big small "
@@ -96,3 +97,88 @@ def tiny_decoder(folder: Path, *, layers: int = 2, positions: int = 128, seed: i
     LlamaForCausalLM(config).save_pretrained(folder)
     fast.save_pretrained(folder)
     return folder
+
+
+def tiny_t5(folder: Path, *, positions: int | None = 64, seed: int = 0) -> Path:
+    """A T5 of 2 × 32 with heads wider than 32 / 4, and a word tokenizer that ends a text with `</s>`, in `folder`.
+
+    Args:
+        positions: n_positions, as old configs have it; None leaves it out, and the tokenizer's limit too.
+    """
+    import torch
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    specials = ["<pad>", "</s>", "<unk>"]
+    more = {} if positions is None else {"n_positions": positions}
+    config = T5Config(
+        vocab_size=len(specials) + len(WORDS),
+        d_model=32,
+        d_kv=12,
+        d_ff=64,
+        num_layers=2,
+        num_heads=4,
+        relative_attention_num_buckets=8,
+        decoder_start_token_id=0,
+        pad_token_id=0,
+        eos_token_id=1,
+        **more,
+    )
+    torch.manual_seed(seed)
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+    _words(specials, "$A </s>", positions, pad="<pad>", eos="</s>").save_pretrained(folder)
+    return folder
+
+
+def tiny_bart(folder: Path, *, positions: int = 64, seed: int = 0) -> Path:
+    """A BART of 2 × 32 and a word tokenizer that puts a text between `<s>` and `</s>`, in `folder`.
+
+    As of facebook/bart-base, its decoder begins with `</s>` and is forced to go on with `<s>`.
+    """
+    import torch
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    specials = ["<s>", "<pad>", "</s>", "<unk>"]
+    config = BartConfig(
+        vocab_size=len(specials) + len(WORDS),
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        max_position_embeddings=positions,
+        init_std=0.3,
+        bos_token_id=0,
+        pad_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=2,
+    )
+    torch.manual_seed(seed)
+    model = BartForConditionalGeneration(config)
+    model.generation_config.forced_bos_token_id = 0
+    model.save_pretrained(folder)
+    _words(specials, "<s> $A </s>", positions, pad="<pad>", bos="<s>", eos="</s>").save_pretrained(folder)
+    return folder
+
+
+def _words(specials: list[str], template: str, positions: int | None, **names: str) -> Any:
+    """A word tokenizer over `WORDS` whose texts have the special tokens of `template`."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {word: i for i, word in enumerate([*specials, *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=template,
+        special_tokens=[(token, vocabulary[token]) for token in specials if token in template],
+    )
+    limit = {} if positions is None else {"model_max_length": positions}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        **{f"{name}_token": token for name, token in names.items()},
+        **limit,
+    )

@@ -29,7 +29,9 @@ def classification_rows(folder: Path, tokenizer: Any, counts: Mapping[str, int],
     return folder
 
 
-def generation_rows(folder: Path, tokenizer: Any, counts: Mapping[str, int], *, seed: int = 0) -> Path:
+def generation_rows(
+    folder: Path, tokenizer: Any, counts: Mapping[str, int], *, seed: int = 0, encoder_decoder: bool = False
+) -> Path:
     """Sources of 1 to 4 words, each with one to three references that begin with the source's first word."""
     draw = random.Random(seed)
     for split, count in counts.items():
@@ -40,6 +42,12 @@ def generation_rows(folder: Path, tokenizer: Any, counts: Mapping[str, int], *, 
                 " ".join([source.split()[0], *draw.choices(WORDS[:6], k=draw.randint(1, 6))])
                 for _ in range(draw.randint(1, 3))
             ]
+            if encoder_decoder:
+                ids = [tokenizer(text).input_ids for text in (source, *targets)]
+                rows.append(
+                    {"source": source, "targets": targets, "input_ids": ids[0], "target_ids": ids[1:]}
+                )
+                continue
             prompt = [tokenizer.bos_token_id, *tokenizer(source + " \n", add_special_tokens=False).input_ids]
             ids = [
                 [*tokenizer(t, add_special_tokens=False).input_ids, tokenizer.eos_token_id] for t in targets

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 _POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
+_POSITIONS_OF_BOTH = (*_POSITIONS, "max_encoder_position_embeddings", "max_decoder_position_embeddings")
+_MOST = 10**6
+"""More tokens than that are what transformers writes for a tokenizer that knows no limit."""
 _OFFSET_POSITIONS = frozenset(
     ("camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta")
 )
@@ -133,17 +136,36 @@ def _ends(base: ResolvedBase) -> list[int]:
     return []
 
 
-def window(base: ResolvedBase) -> int:
-    """The most tokens the base can see at once, prefix included, as its config says.
+def is_encoder_decoder(base: ResolvedBase) -> bool:
+    """Whether the base reads a source in an encoder and writes the target in a decoder (T5, BART), as its config says."""
+    return bool(read_json(base.folder / CONFIG, base.name).get("is_encoder_decoder"))
+
+
+def window(base: ResolvedBase) -> int | None:
+    """The most tokens the base can see at once, as its config says: prefix included, unless it is an encoder-decoder.
+
+    Of an encoder-decoder it is the smaller of what encoder and decoder hold. Where positions do not limit them and the
+    config names none (T5), it is the tokenizer's limit, and None where that names none either.
 
     Raises:
-        BaseModelError: the config names no limit.
+        BaseModelError: the config names no limit, and it is no encoder-decoder.
     """
-    return _window(read_json(base.folder / CONFIG, base.name), str(base.folder / CONFIG))
+    config = read_json(base.folder / CONFIG, base.name)
+    if not config.get("is_encoder_decoder"):
+        return _window(config, str(base.folder / CONFIG))
+    named = [config[key] for key in _POSITIONS_OF_BOTH if isinstance(config.get(key), int)]
+    if not named and "tokenizer_config.json" in base.files:
+        most = read_json(base.folder / "tokenizer_config.json", base.name).get("model_max_length")
+        named = [most] if isinstance(most, int) and 0 < most <= _MOST else []
+    return min(named, default=None)
 
 
-def window_of(model: PreTrainedModel) -> int:
-    """`window` of a loaded model."""
+def window_of(model: PreTrainedModel) -> int | None:
+    """The most tokens that a loaded model can see at once; None for an encoder-decoder that nothing limits."""
+    if model.config.is_encoder_decoder:
+        from pipeline.prefix.architecture import anatomy
+
+        return anatomy(model).window
     return _window(model.config.to_dict(), type(model).__name__)
 
 
@@ -179,15 +201,24 @@ def load(
     import torch
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForSeq2SeqLM,
+        AutoModelForSequenceClassification,
+    )
 
     _verify(base, list(base.files))
     try:
         with _quiet_transformers(), torch.random.fork_rng(devices=[]):
             config = AutoConfig.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
             if task == "classification":
+                _refuse_decoder_beside(config, base)
                 _label(config, labels or ())
                 kind = AutoModelForSequenceClassification
+            elif config.is_encoder_decoder:
+                _refuse_incomplete(config, base)
+                kind = AutoModelForSeq2SeqLM
             else:
                 _refuse_bidirectional(config, base)
                 kind = AutoModelForCausalLM
@@ -226,13 +257,31 @@ def _label(config: Any, labels: Sequence[str]) -> None:
 def _refuse_bidirectional(config: Any, base: ResolvedBase) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-    encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(
-        config, "is_decoder", False
-    )
-    if encoder or config.is_encoder_decoder:
+    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
         raise BaseModelError(
             f"{base.folder} is a {config.model_type}, whose tokens see those after them; "
-            "expected a causal decoder for generation"
+            "expected a causal decoder or an encoder-decoder for generation"
+        )
+
+
+def _refuse_decoder_beside(config: Any, base: ResolvedBase) -> None:
+    if config.is_encoder_decoder:
+        raise BaseModelError(
+            f"{base.folder} is a {config.model_type}, an encoder-decoder, which is used for generation only; "
+            "expected an encoder or a causal decoder for classification, or task: generation with the labels' names "
+            "as targets"
+        )
+
+
+def _refuse_incomplete(config: Any, base: ResolvedBase) -> None:
+    if not is_encoder_decoder(base):  # a default of transformers; rows were prepared by what the file says
+        raise BaseModelError(
+            f"{base.folder / CONFIG} is of a {config.model_type} and does not say is_encoder_decoder: true; add it"
+        )
+    if not isinstance(config.decoder_start_token_id, int):
+        raise BaseModelError(
+            f"{base.folder / CONFIG}: decoder_start_token_id is {config.decoder_start_token_id}; expected the token "
+            "that the decoder begins with"
         )
 
 

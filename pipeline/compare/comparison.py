@@ -6,6 +6,7 @@ Nothing of the workspace is changed but the output folder, and nothing is regist
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import math
 import os
 import platform
@@ -21,6 +22,7 @@ from pipeline.compare.job import ROWS, SCORED, Setting
 from pipeline.compare.methods import METHODS, chosen, headline
 from pipeline.compare.sweep import Swept, sweep
 from pipeline.data import dataset
+from pipeline.data.card import CARD
 from pipeline.data.splits import SPLITS
 from pipeline.digest import sha256_file
 from pipeline.errors import CompareError, DataError
@@ -85,6 +87,7 @@ def compare(
     ):
         say(f"preparing {entry.data.path}")
         setting, rows = _prepared(workspace, name, entry, out, max_steps)
+        _check_room(setting, [method for method in methods if method in ("prompt", "ptuning")])
         wanted = [entry.training.seed + i for i in range(seeds)]
         total = sum(len(tried[method]) + seeds - 1 if METHODS[method].rates else 1 for method in methods)
         count = iter(range(1, total + 1))
@@ -149,6 +152,7 @@ def _prepared(
         tokenizer=base_model.tokenizer(base),
         window=base_model.window(base),
         prefix_length=entry.prefix.length,
+        encoder_decoder=base_model.is_encoder_decoder(base),
         out=prepared,
     )
     training = entry.training
@@ -175,6 +179,27 @@ def _prepared(
         versions={"code": code_identity()["digest"], **libraries},
     )
     return setting, dict(summary.rows)
+
+
+def _check_room(setting: Setting, soft: Sequence[str]) -> None:
+    """Refuse soft prompts that do not fit in front of an encoder-decoder's sources, beside which a prefix takes nothing.
+
+    Raises:
+        CompareError: naming what to set.
+    """
+    base = setting.resolve()
+    window = base_model.window(base)
+    if not soft or window is None or not base_model.is_encoder_decoder(base):
+        return
+    card = json.loads((setting.prepared / CARD).read_text(encoding="utf-8"))
+    longest = max(found["max"] for found in card["tokens"]["input"]["quantiles"].values())
+    length = setting.prefix.length
+    if longest + length > window:
+        raise CompareError(
+            f"{', '.join(soft)}: {length} virtual tokens in front of a source of {longest} need {longest + length} "
+            f"positions, and the base's encoder has {window}. Set data.max_tokens to {window - length}, or leave these "
+            "methods out with --methods"
+        )
 
 
 def _result(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipeline.base.base_model import head_parameters
-from pipeline.compare.soft_prompt import SoftPrompt
+from pipeline.compare import soft_prompt
 from pipeline.errors import CompareError
 from pipeline.params import PrefixParams, Task
 from pipeline.prefix.tuning import Prefix, PrefixShape
@@ -75,10 +75,13 @@ def put_on(
     """
     import peft
 
+    writes = "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
     common: dict[str, Any] = {
-        "task_type": "SEQ_CLS" if task == "classification" else "CAUSAL_LM",
+        "task_type": "SEQ_CLS" if task == "classification" else writes,
         "modules_to_save": _head_modules(model) or None,
     }
+    # Of an encoder-decoder in the encoder alone, where PEFT's forward pass reads them.
+    virtual: dict[str, Any] = {"num_virtual_tokens": prefix.length, "num_transformer_submodules": 1}
     details: dict[str, Any] = {}
     head = head_parameters(model)
     with torch.random.fork_rng(devices=[]):
@@ -91,14 +94,10 @@ def put_on(
                 r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=targets, **common
             )
         elif name == "prompt":
-            config = peft.PromptTuningConfig(
-                num_virtual_tokens=prefix.length, prompt_tuning_init="SAMPLE_VOCAB", **common
-            )
+            config = peft.PromptTuningConfig(prompt_tuning_init="SAMPLE_VOCAB", **virtual, **common)
         else:
             width = int(model.config.get_text_config().hidden_size)
-            config = peft.PromptEncoderConfig(
-                num_virtual_tokens=prefix.length, encoder_hidden_size=width, **common
-            )
+            config = peft.PromptEncoderConfig(encoder_hidden_size=width, **virtual, **common)
         wrapped = _wrapped(model, config)
     if name == "lora":
         details = {"rank": rank, "alpha": rank, "targets": sorted(wrapped.active_peft_config.target_modules)}
@@ -159,7 +158,7 @@ def _adapted(wrapped: Any, details: Mapping[str, Any]) -> Adapted:
     model = wrapped.get_base_model()
     wrapped.eval()
     if not _is_lora(wrapped):
-        SoftPrompt(wrapped)
+        soft_prompt.enter(wrapped)
     model.config.use_cache = (
         False  # asked for where it is wanted: it would copy every key and value in training
     )

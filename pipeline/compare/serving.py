@@ -25,8 +25,9 @@ from pipeline.evaluate.scored import schema
 from pipeline.evaluate.systems import Examples
 from pipeline.files import write_json
 from pipeline.prefix.adapter import install_head, load_adapter
+from pipeline.prefix.architecture import anatomy
 from pipeline.prefix.attention import attach
-from pipeline.prefix.generation import generate
+from pipeline.prefix.generation import fitting, generate
 from pipeline.prefix.tuning import Prefix
 from pipeline.train import checkpoints
 
@@ -157,12 +158,11 @@ def _asking(ready: Loaded, shared: Setting) -> Callable[[list[list[int]]], None]
     pad = model.config.get_text_config().pad_token_id or 0
     if shared.task == "generation":
         never = int(model.config.get_text_config().vocab_size)  # no token: all generate equally many
-
-        window = base_model.window_of(model) - shared.prefix.length
+        found = anatomy(model)
 
         def generating(rows: list[list[int]]) -> None:
-            input_ids, mask = scoring.padded(rows, pad, left=True)
-            new = max(1, min(NEW_TOKENS, window - input_ids.shape[1]))
+            input_ids, mask = scoring.padded(rows, pad, left=not found.encoder_decoder)
+            new = fitting(found, input_ids.shape[1], NEW_TOKENS, shared.prefix.length)
             generate(
                 model, ready.prefix, input_ids, mask, max_new_tokens=new, eos_token_id=never, pad_token_id=pad
             )

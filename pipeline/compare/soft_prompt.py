@@ -5,6 +5,8 @@ left; for a classifier on a decoder it hides the token ids by which the classifi
 the prompt's vectors go in front of the text's inside the base, and their hidden states are taken off again behind it,
 so the same loss, scoring and generation serve every method. Where PEFT's way is right the logits are equal (tested).
 
+With an encoder-decoder the vectors go in front of the source, and the decoder reads their states with the source's.
+
 Shape legend: B rows, N tokens, P virtual tokens, H hidden size.
 """
 
@@ -16,6 +18,14 @@ from typing import Any
 import torch
 
 from pipeline.prefix.architecture import anatomy
+
+
+def enter(peft_model: Any) -> None:
+    """Let the base of a `peft.PeftModel` with prompt tuning or P-tuning see its vectors, as long as that model lives."""
+    if peft_model.get_base_model().config.is_encoder_decoder:
+        SourcePrompt(peft_model)
+    else:
+        SoftPrompt(peft_model)
 
 
 class SoftPrompt:
@@ -67,3 +77,46 @@ class SoftPrompt:
             output["last_hidden_state"] = output["last_hidden_state"][:, self.length :]
             self._in_front = False
         return output
+
+
+class SourcePrompt:
+    """A soft prompt in front of an encoder-decoder's source, as long as the `peft.PeftModel` lives.
+
+    Args:
+        peft_model: with prompt tuning or P-tuning; its prompt encoder makes the vectors, [P, H].
+    """
+
+    def __init__(self, peft_model: Any) -> None:
+        encoder, decoder = anatomy(peft_model.get_base_model()).stacks
+        self.length = int(peft_model.active_peft_config.num_virtual_tokens)
+        self._peft, self._words = peft_model, encoder.get_input_embeddings()
+        self._read, self._written = (
+            inspect.signature(stack.forward).parameters for stack in (encoder, decoder)
+        )
+        encoder.register_forward_pre_hook(self._before_encoder, with_kwargs=True)
+        decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True)
+
+    def _before_encoder(
+        self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        kwargs = {**dict(zip(self._read, args, strict=False)), **kwargs}
+        tokens = kwargs["input_ids"]
+        words = self._words(tokens)
+        prompt = self._peft.get_prompt(batch_size=len(tokens))  # [B, P, H]
+        kwargs["input_ids"] = None
+        kwargs["inputs_embeds"] = torch.cat([prompt.to(words.dtype), words], dim=1)
+        if kwargs.get("attention_mask") is not None:
+            kwargs["attention_mask"] = self._widened(kwargs["attention_mask"])
+        return (), kwargs
+
+    def _before_decoder(
+        self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        kwargs = {**dict(zip(self._written, args, strict=False)), **kwargs}
+        if kwargs.get("encoder_attention_mask") is not None:  # the source's own
+            kwargs["encoder_attention_mask"] = self._widened(kwargs["encoder_attention_mask"])
+        return (), kwargs
+
+    def _widened(self, mask: torch.Tensor) -> torch.Tensor:
+        """[B, N] → [B, P + N]."""
+        return torch.cat([mask.new_ones(len(mask), self.length), mask], dim=1)

@@ -22,7 +22,7 @@ from pipeline.evaluate import probe, scoring
 from pipeline.evaluate.systems import read_examples
 from pipeline.prefix.lean import lean
 from pipeline.train import checkpoints, start_text, training
-from pipeline.train.batches import ClassificationRows, GenerationRows, Rows
+from pipeline.train.batches import ClassificationRows, Rows, generation_rows
 from pipeline.train.training_loop import Loop
 
 
@@ -216,4 +216,4 @@ def _rows(job: Job, model: Any, split: Any) -> Rows:
     pad = model.config.pad_token_id or 0
     if job.setting.task == "classification":
         return ClassificationRows(saved, pad=pad)
-    return GenerationRows(saved, pad=pad)
+    return generation_rows(saved, model, pad=pad, padded=True)

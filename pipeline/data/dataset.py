@@ -23,7 +23,7 @@ import numpy as np
 
 from pipeline.data.card import CARD, PAGE, ROW_IDS, Made, build_card, read_previous
 from pipeline.data.card_page import render
-from pipeline.data.encoding import Encoder
+from pipeline.data.encoding import encoder_for
 from pipeline.data.grouping import check_splits, group
 from pipeline.data.reading import Faults, data_files
 from pipeline.data.row_progress import Progress
@@ -89,8 +89,9 @@ def prepare(
     task: Task,
     *,
     tokenizer: PreTrainedTokenizerFast,
-    window: int,
+    window: int | None,
     prefix_length: int,
+    encoder_decoder: bool = False,
     out: Path,
     previous: Path | None = None,
 ) -> PreparedSummary:
@@ -101,17 +102,24 @@ def prepare(
         data: columns, label set, splits, and what to do with rows that are too long.
         task: which columns are read, and how rows become token ids.
         tokenizer: the base model's.
-        window: the base model's positions; `prefix_length` of them go to the prefix.
+        window: the base model's positions; `prefix_length` of them go to the prefix. None where nothing limits it.
         prefix_length: vectors per layer.
+        encoder_decoder: whether the base is one: source and target then have a window each, without the prefix.
         out: the prepared folder.
         previous: the prepared folder of the version before, to say what changed.
 
     Raises:
         DataError: anything is wrong with the data; up to 20 faults at once, each with file and line.
         PrefixError: the prefix leaves no room for text.
-        BaseModelError: the tokenizer has no end of sequence for generation.
+        BaseModelError: the tokenizer has no end of sequence for generation, or nothing names a limit.
     """
-    encoder = Encoder(tokenizer, window=window, prefix_length=prefix_length, max_tokens=data.max_tokens)
+    encoder = encoder_for(
+        tokenizer,
+        window=window,
+        prefix_length=prefix_length,
+        max_tokens=data.max_tokens,
+        encoder_decoder=encoder_decoder,
+    )
     before = read_previous(previous) if previous is not None else None
     faults = Faults()
     files = data_files(raw)
@@ -140,8 +148,8 @@ def prepare(
                 task=task,
                 data=data,
                 files=files,
-                window=window,
-                prefix_length=prefix_length,
+                window=encoder.window,
+                prefix_length=encoder.taken,
                 limit=encoder.limit,
                 staged=staged,
                 examples=examples,
@@ -173,8 +181,9 @@ def summarise(
     task: Task,
     *,
     tokenizer: PreTrainedTokenizerFast,
-    window: int,
+    window: int | None,
     prefix_length: int,
+    encoder_decoder: bool = False,
     previous: Path | None = None,
     page: Path | None = None,
 ) -> dict[str, Any]:
@@ -192,6 +201,7 @@ def summarise(
             tokenizer=tokenizer,
             window=window,
             prefix_length=prefix_length,
+            encoder_decoder=encoder_decoder,
             out=out,
             previous=previous,
         )

@@ -1,4 +1,8 @@
-"""Texts → token ids that fit the base model's window beside the prefix."""
+"""Texts → token ids that fit the base model's window beside the prefix.
+
+A decoder reads a source and writes the target behind it, in one window with the prefix (`Encoder`). An encoder-decoder
+has a window for the source and one for the target, and its prefix takes nothing of either (`SourceTargetEncoder`).
+"""
 
 from __future__ import annotations
 
@@ -17,9 +21,10 @@ class Encoded:
     """One example's token ids.
 
     Attributes:
-        input_ids: classification: the text with special tokens; generation: the prompt.
+        input_ids: classification: the text with special tokens; generation: the prompt, or an encoder-decoder's source.
         target_ids: one list per target, each ended by EOS; none for classification.
-        length: tokens of the input and its longest target, before any truncation.
+        length: what must fit the limit, before any truncation: tokens of the input and its longest target together, in
+            an encoder-decoder of the longer of the two.
         content: tokens of the shortest of its texts without special tokens; 0 is an example of nothing.
     """
 
@@ -45,6 +50,9 @@ class Encoder:
         PrefixError: prefix and special tokens fill the window.
     """
 
+    example = "source with its longest target"
+    """What of a source and its targets `Encoded.length` counts."""
+
     def __init__(
         self, tokenizer: PreTrainedTokenizerFast, *, window: int, prefix_length: int, max_tokens: int | None
     ) -> None:
@@ -55,13 +63,11 @@ class Encoder:
         self._fast.no_truncation()
         self._eos = tokenizer.eos_token_id
         self.specials = len(self._fast.encode("").ids)
+        self.window, self.taken = window, prefix_length
         room = window - prefix_length
         self.limit = min(room, max_tokens or room)
-        self.reason = (
-            "data.max_tokens"
-            if self.limit < room
-            else f"the base's window of {window} less the prefix's {prefix_length}"
-        )
+        less = f" less the prefix's {prefix_length}" if prefix_length else ""
+        self.reason = "data.max_tokens" if self.limit < room else f"the base's window of {window}{less}"
         if self.limit <= self.specials:
             raise PrefixError(
                 f"a prefix of {prefix_length} in a window of {window} leaves {self.limit} tokens, of which"
@@ -84,10 +90,7 @@ class Encoder:
         Raises:
             BaseModelError: the tokenizer has no EOS, without which no output would end.
         """
-        if self._eos is None:
-            raise BaseModelError(
-                "the base model's tokenizer has no end-of-sequence token; generation needs one: set eos_token in it"
-            )
+        self._check_eos()
         prompts = self._plain([f"{source}\n" for source in sources])
         ends = iter(self._plain([target for group in targets for target in group]))
         encoded = []
@@ -101,13 +104,8 @@ class Encoder:
         return encoded
 
     def cut_text(self, text: str) -> list[int]:
-        """Classification: the first tokens of `text` that fit, special tokens kept."""
-        self._fast.enable_truncation(self.limit)
-        try:
-            ids: list[int] = self._fast.encode(text).ids
-        finally:
-            self._fast.no_truncation()
-        return ids
+        """The first tokens of `text` that fit, special tokens kept: for classification, and an encoder-decoder's source."""
+        return self._cut_to(self.limit, text)
 
     def cut_source(
         self, encoded: Encoded, source: str, targets: Sequence[str]
@@ -127,6 +125,36 @@ class Encoder:
             prompt = self._cut(source, "\n", left)
         return [*self._lead, *prompt], shorter
 
+    @property
+    def longest_prompt(self) -> int:
+        """Generation: the most tokens of a prompt for which anything can be written."""
+        return self.limit - 1
+
+    def cut_prompt(self, input_ids: list[int], source: str) -> list[int]:
+        """Generation: the prompt of `source` without a target, shortened where that helps.
+
+        A decoder's is left as it is: the room that it takes from its answer would have to be guessed.
+        """
+        return input_ids
+
+    def room(self, input_ids: Sequence[int]) -> int:
+        """Generation: the most tokens that can be written for a prompt; below 1 where it is too long."""
+        return self.limit - len(input_ids)
+
+    def _cut_to(self, limit: int, text: str) -> list[int]:
+        self._fast.enable_truncation(limit)
+        try:
+            ids: list[int] = self._fast.encode(text).ids
+        finally:
+            self._fast.no_truncation()
+        return ids
+
+    def _check_eos(self) -> None:
+        if self._eos is None:
+            raise BaseModelError(
+                "the base model's tokenizer has no end-of-sequence token; generation needs one: set eos_token in it"
+            )
+
     def _plain(self, texts: list[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self._fast.encode_batch_fast(texts, add_special_tokens=False)]
 
@@ -140,3 +168,98 @@ class Encoder:
             if len(ids) <= room or not kept:
                 return list(ids[:room])
             kept -= 1
+
+
+class SourceTargetEncoder(Encoder):
+    """The `Encoder` for an encoder-decoder: each of source and target may be as long as the limit.
+
+    Both have the tokenizer's own special tokens (T5's `</s>`, BART's `<s> … </s>`), as in the base's own training; the
+    decoder reads a target shifted right, behind the token that starts it.
+
+    Args:
+        tokenizer: the base model's.
+        window: what its encoder and its decoder hold.
+        max_tokens: a lower limit, if wanted.
+
+    Raises:
+        PrefixError: special tokens fill the window.
+    """
+
+    example = "source or its longest target"
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, *, window: int, max_tokens: int | None) -> None:
+        super().__init__(tokenizer, window=window, prefix_length=0, max_tokens=max_tokens)
+        # A tokenizer without a template of its own leaves the target open.
+        self._ending = [] if self._eos in self._fast.encode("").ids else [self._eos]
+
+    def sources(self, sources: Sequence[str], targets: Sequence[Sequence[str]]) -> list[Encoded]:
+        """Source and targets with special tokens, each target ended by EOS.
+
+        Raises:
+            BaseModelError: the tokenizer has no EOS, without which no output would end.
+        """
+        self._check_eos()
+        inputs = [encoding.ids for encoding in self._fast.encode_batch_fast(list(sources))]
+        ends = iter(self._fast.encode_batch_fast([target for group in targets for target in group]))
+        encoded = []
+        for ids, group in zip(inputs, targets, strict=True):
+            target_ids = [[*next(ends).ids, *self._ending] for _ in group]
+            lengths = [len(target) for target in target_ids]
+            content = min(len(ids), min(lengths) - len(self._ending)) - self.specials
+            encoded.append(Encoded(ids, target_ids, max(len(ids), *lengths), content))
+        return encoded
+
+    def cut_source(
+        self, encoded: Encoded, source: str, targets: Sequence[str]
+    ) -> tuple[list[int], list[list[int]]]:
+        """Source and targets, each shortened at its text's end where it does not fit; special tokens stay."""
+        open_limit = self.limit - len(self._ending)
+        return self.cut_text(source), [
+            [*self._cut_to(open_limit, target), *self._ending] for target in targets
+        ]
+
+    @property
+    def longest_prompt(self) -> int:
+        """The most tokens of a source."""
+        return self.limit
+
+    def cut_prompt(self, input_ids: list[int], source: str) -> list[int]:
+        """The source's first tokens that fit, special tokens kept."""
+        return input_ids if len(input_ids) <= self.limit else self.cut_text(source)
+
+    def room(self, input_ids: Sequence[int]) -> int:
+        """The most tokens that can be written for a source; below 1 where that is too long."""
+        # The decoder also holds the token that starts it.
+        return self.limit - 1 if len(input_ids) <= self.limit else 0
+
+
+def encoder_for(
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    window: int | None,
+    prefix_length: int,
+    max_tokens: int | None,
+    encoder_decoder: bool,
+) -> Encoder:
+    """The encoder for a base; arguments as of `Encoder`.
+
+    Args:
+        window: None where nothing limits the base; `max_tokens` does then.
+        encoder_decoder: whether it is one.
+
+    Raises:
+        BaseModelError: there is no limit at all.
+        PrefixError: prefix and special tokens fill the window.
+    """
+    if window is None and max_tokens is None:
+        raise BaseModelError(
+            "neither the base's config nor its tokenizer names a window; expected n_positions in config.json, "
+            "model_max_length in tokenizer_config.json, or data.max_tokens: set data.max_tokens to the most tokens that "
+            "a source or a target may have"
+        )
+    if window is None:
+        window, max_tokens = max_tokens, None
+    assert window is not None
+    if encoder_decoder:
+        return SourceTargetEncoder(tokenizer, window=window, max_tokens=max_tokens)
+    return Encoder(tokenizer, window=window, prefix_length=prefix_length, max_tokens=max_tokens)

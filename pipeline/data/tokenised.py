@@ -247,7 +247,7 @@ class _Sink:
         return f"{self._files.paths[heads['file'][place].as_py()]}:{heads['line'][place].as_py()}"
 
     def _too_long(self, length: int) -> str:
-        what = "text" if self._task == "classification" else "source with its longest target"
+        what = "text" if self._task == "classification" else self._encoder.example
         return (
             f"the {what} is {length} tokens long; expected at most {self._encoder.limit}"
             f" ({self._encoder.reason}): shorten it, or set data.too_long to truncate or drop"

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from pipeline.base import base_model
 from pipeline.base.base_model import ResolvedBase
-from pipeline.data.encoding import Encoder
+from pipeline.data.encoding import Encoder, encoder_for
 from pipeline.data.splits import split_of
 from pipeline.digest import manifest
 from pipeline.errors import AdapterError, IntegrityError
@@ -38,6 +38,8 @@ from pipeline.prefix.adapter import AdapterFacts, adapter_digest, adapter_facts,
 
 ROWS, SAMPLES = "rows.parquet", "samples.json"
 _SAMPLES = 20
+_UNLIMITED = 2**31
+"""Tokens of a row that a base without a limit is asked to score."""
 
 
 @dataclass(frozen=True)
@@ -223,8 +225,13 @@ class _Evaluation:
         install_head(model, head)
         tokenizer = base_model.tokenizer(base)
         if base.digest != self.base.digest:
-            encoder = Encoder(
-                tokenizer, window=base_model.window(base), prefix_length=facts.length, max_tokens=None
+            window = base_model.window(base)
+            encoder = encoder_for(
+                tokenizer,
+                window=_UNLIMITED if window is None else window,
+                prefix_length=facts.length,
+                max_tokens=None,
+                encoder_decoder=base_model.is_encoder_decoder(base),
             )
             mine, rows = rows, _encoded(rows, encoder, self.task)
         else:

@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers.modeling_outputs import BaseModelOutput
 
 from pipeline.prefix.architecture import anatomy
 from pipeline.prefix.attention import attach
-from pipeline.prefix.generation import generate
+from pipeline.prefix.generation import fitting, generate
 from pipeline.prefix.tuning import Prefix
 
 Tokens = Sequence[int] | NDArray[Any]
@@ -90,7 +91,12 @@ def target_losses(
     *,
     what: str,
 ) -> NDArray[np.float64]:
-    """[N] −ln p of all of a row's targets (each up to its end token) given its prompt, summed, in nats."""
+    """[N] −ln p of all of a row's targets (each up to its end token) given its prompt, summed, in nats.
+
+    For an encoder-decoder the prompts are sources, and each is encoded once.
+    """
+    if model.config.is_encoder_decoder:
+        return _answer_losses(model, prefix, prompts, targets, batch_size, what=what)
     pairs = [(row, target) for row, group in enumerate(targets) for target in group]
     lengths = [len(prompts[row]) + len(target) - 1 for row, target in pairs]
     vocabulary = int(model.config.get_text_config().vocab_size)
@@ -120,6 +126,41 @@ def target_losses(
     return found
 
 
+def _answer_losses(
+    model: Any,
+    prefix: Prefix | None,
+    sources: Sequence[Tokens],
+    targets: Sequence[Sequence[Tokens]],
+    batch_size: int,
+    *,
+    what: str,
+) -> NDArray[np.float64]:
+    """`target_losses` of an encoder-decoder."""
+    start: int = model.config.decoder_start_token_id
+    most_tokens = max(1, _LOGITS // int(model.config.get_text_config().vocab_size))
+    found = np.zeros(len(sources))
+    with _attached(model, prefix):
+        for places in _batches([len(source) for source in sources], batch_size, what):
+            input_ids, mask = padded([sources[i] for i in places], _pad(model))
+            states = model.get_encoder()(input_ids=input_ids, attention_mask=mask).last_hidden_state
+            pairs = [(line, np.asarray(target)) for line, i in enumerate(places) for target in targets[i]]
+            lengths = [len(target) for _, target in pairs]
+            for part in length_batches(lengths, batch_size, most_tokens=most_tokens):
+                lines, wanted = [pairs[k][0] for k in part], [pairs[k][1] for k in part]
+                shifted, _ = padded([[start, *target[:-1]] for target in wanted], _pad(model))
+                logits = model(
+                    encoder_outputs=BaseModelOutput(last_hidden_state=states[lines]),
+                    attention_mask=mask[lines],
+                    decoder_input_ids=shifted,
+                ).logits
+                for line, row, target in zip(lines, logits, wanted, strict=True):
+                    losses = torch.nn.functional.cross_entropy(
+                        row[: len(target)].float(), torch.as_tensor(target.astype(np.int64)), reduction="none"
+                    )
+                    found[places[line]] += float(losses.double().sum())
+    return found
+
+
 def generated(
     model: PreTrainedModel,
     prefix: Prefix | None,
@@ -129,23 +170,28 @@ def generated(
     batch_size: int,
     max_new_tokens: int,
     beams: int,
-    room: int,
+    reserved: int,
     what: str,
 ) -> list[str]:
-    """The model's continuation of each prompt up to its end token, by greedy or beam search, stripped.
+    """The model's continuation of each prompt (or answer to a source) up to its end token, by greedy or beam search.
 
     Args:
-        room: positions that prompt and continuation may take together; long prompts get shorter continuations.
+        reserved: positions of the window that are not for tokens; long prompts get shorter continuations.
+
+    Returns:
+        The texts, stripped.
     """
+    parts = anatomy(model)
     found = [""] * len(prompts)
     for places in _batches([len(prompt) for prompt in prompts], batch_size, what):
-        input_ids, mask = padded([prompts[i] for i in places], _pad(model), left=True)
+        # BART counts positions from the beginning of a row; only what goes on must not have padding at its end.
+        input_ids, mask = padded([prompts[i] for i in places], _pad(model), left=not parts.encoder_decoder)
         sequences = generate(
             model,
             prefix,
             input_ids,
             mask,
-            max_new_tokens=max(1, min(max_new_tokens, room - input_ids.shape[1])),
+            max_new_tokens=fitting(parts, input_ids.shape[1], max_new_tokens, reserved),
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=_pad(model),
             beams=beams,

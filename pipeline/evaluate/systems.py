@@ -22,7 +22,6 @@ from pipeline.evaluate import probe, scoring
 from pipeline.evaluate.metrics import UNKNOWN_LABEL, score_hypothesis
 from pipeline.evaluate.scored import SLICE
 from pipeline.params import EvaluationParams, Task
-from pipeline.prefix.architecture import anatomy
 from pipeline.prefix.tuning import Prefix
 
 Lines = dict[str, Any]
@@ -173,7 +172,6 @@ def written(
     losses = scoring.target_losses(
         model, prefix, rows.input_ids, rows.target_ids, params.batch_size, what=f"{system}: losses"
     )
-    window = anatomy(model).window
     texts = scoring.generated(
         model,
         prefix,
@@ -182,7 +180,7 @@ def written(
         batch_size=params.batch_size,
         max_new_tokens=params.max_new_tokens,
         beams=params.beams,
-        room=(2**31 if window is None else window) - reserved,
+        reserved=reserved,
         what=f"{system}: generated texts",
     )
     scores = {i: score_hypothesis(text, rows.targets[i]) for i, text in zip(chosen, texts, strict=True)}

@@ -141,6 +141,18 @@ def longest(found: Anatomy, prompt: int, new: int) -> int:
     return max(prompt, 1 + new) if found.encoder_decoder else prompt + new
 
 
+def fitting(found: Anatomy, prompt: int, new: int, reserved: int) -> int:
+    """How many of `new` tokens can be written for a prompt of so many, at least 1.
+
+    Args:
+        reserved: positions of the window that are not for tokens. Of an encoder-decoder's there are none.
+    """
+    if found.window is None:
+        return new
+    room = found.window - 1 if found.encoder_decoder else found.window - reserved - prompt
+    return max(1, min(new, room))
+
+
 def caches(found: Anatomy, positions: int) -> bool:
     """Whether a prefix may be kept in the key/value cache of so many positions.
 

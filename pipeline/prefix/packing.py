@@ -58,6 +58,14 @@ class PackedRows:
     targets: torch.Tensor
     positions: torch.Tensor
 
+    def inputs(self, model: PreTrainedModel) -> dict[str, Any]:
+        """What the model's layers are called with."""
+        return {
+            "input_ids": self.input_ids,
+            "attention_mask": self.mask(model),
+            "position_ids": self.position_ids,
+        }
+
     def mask(self, model: PreTrainedModel) -> torch.Tensor:
         """Which token sees which, [B, 1, N, N], as `model`'s attention takes it: True, or 0 among minus infinities."""
         tree, branch = self.tree[:, None], self.branch[:, None]

@@ -1,4 +1,4 @@
-"""The loss of chosen positions of a causal language model, a few at a time: the logits of all never exist at once.
+"""The loss of chosen positions of a language model, a few at a time: the logits of all never exist at once.
 
 The layers are run once. What a model does after them (its output head, and whatever scaling or capping follows) is then
 run for the target positions alone, in chunks, each with its gradient at once. So memory holds the logits of one chunk
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
 
 from pipeline.prefix.architecture import anatomy
 from pipeline.prefix.lean import last_layer_at
@@ -27,8 +28,9 @@ def target_loss(
     """The negative log-likelihood of `targets`, and how many of them are the most likely token.
 
     Args:
-        model: a causal language model, with or without a prefix attached.
-        inputs: what its layers are called with: input_ids [B, N], attention_mask, position_ids.
+        model: a causal language model or an encoder-decoder, with or without a prefix attached.
+        inputs: what its layers are called with: input_ids [B, N], attention_mask, position_ids; those of an
+            encoder-decoder's decoder, with the encoder's states among them.
         positions: where the targets' logits stand, as indices into B·N, [T].
         targets: token ids, [T].
 
@@ -56,13 +58,18 @@ def _after(
 ) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
     """A function from hidden states [T, hidden] to `model`'s logits [T, vocabulary], as its own forward makes them."""
     given: list[torch.Tensor] = []
+    nothing: dict[str, Any] = {}
+    if model.config.is_encoder_decoder:  # its own forward wants a source that was read, and a token
+        token = torch.zeros((1, 1), dtype=torch.long, device=model.device)
+        states = torch.zeros((1, 1, 1), device=model.device)
+        nothing = {"decoder_input_ids": token, "encoder_outputs": BaseModelOutput(last_hidden_state=states)}
 
     def instead(*_: Any, **__: Any) -> Any:
         return kind(last_hidden_state=given[0][None])
 
     def logits_of(hidden: torch.Tensor) -> torch.Tensor:
         given[:] = [hidden]
-        logits: torch.Tensor = model().logits
+        logits: torch.Tensor = model(**nothing).logits
         return logits.flatten(0, 1).float()  # a view: logits[0] would have a gradient with zeros around it
 
     before = base.__dict__.get("forward")

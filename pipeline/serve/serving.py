@@ -46,7 +46,7 @@ class Predictor:
 
     def __init__(self, record: LineageRecord, adapter: Path, workspace: Path) -> None:
         from pipeline.base import base_model
-        from pipeline.data.encoding import Encoder
+        from pipeline.data.encoding import encoder_for
         from pipeline.prefix.adapter import install_head, load_adapter
 
         verify(adapter, record.files)
@@ -62,11 +62,12 @@ class Predictor:
         install_head(self._model, head)
         words = base_model.tokenizer(base)
         self._words = words
-        self._encoder = Encoder(
+        self._encoder = encoder_for(
             words,
             window=base_model.window(base),
             prefix_length=self._prefix.length,
             max_tokens=record.params["data"]["max_tokens"],
+            encoder_decoder=base_model.is_encoder_decoder(base),
         )
         self._pad: int = self._model.config.pad_token_id
         self._turn = threading.Lock()
@@ -113,19 +114,22 @@ class Predictor:
         from pipeline.prefix.generation import generate
 
         rows = [encoded.input_ids for encoded in self._encoder.sources(sources, [[""]] * len(sources))]
+        if self._truncate:
+            rows = [self._encoder.cut_prompt(*pair) for pair in zip(rows, sources, strict=True)]
         by_room: defaultdict[int, list[int]] = defaultdict(list)
         for i, row in enumerate(rows):
-            room = min(self._settings["max_new_tokens"], self._encoder.limit - len(row))
+            room = min(self._settings["max_new_tokens"], self._encoder.room(row))
             if room < 1:
                 raise PrefixError(
-                    f"row {i}: the source has {len(row)} tokens; expected fewer than {self._encoder.limit}"
+                    f"row {i}: the source has {len(row)} tokens; expected at most {self._encoder.longest_prompt}"
                 )
             by_room[room].append(i)
         texts = [""] * len(rows)
+        left = not self._model.config.is_encoder_decoder  # BART counts positions from a row's beginning
         with self._turn, torch.inference_mode():
             for room, members in by_room.items():
                 for part in self._batches(members, rows):
-                    ids, mask = _padded([rows[i] for i in part], self._pad, left=True)
+                    ids, mask = _padded([rows[i] for i in part], self._pad, left=left)
                     new = generate(
                         self._model,
                         self._prefix,

@@ -125,6 +125,7 @@ def data_card(root: Path, name: str) -> tuple[dict[str, Any], Path]:
         tokenizer=base_model.tokenizer(base),
         window=base_model.window(base),
         prefix_length=entry.prefix.length,
+        encoder_decoder=base_model.is_encoder_decoder(base),
         previous=row_ids if row_ids is not None and row_ids.is_dir() else None,
         page=page,
     )

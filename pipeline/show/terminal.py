@@ -117,7 +117,10 @@ def show_card(card: Mapping[str, Any], page: Path) -> None:
             lengths.add_row(f"{part}, {split}", *(f"{quantiles[split][name]:,}" for name in QUANTILES_SHOWN))
     console.print(lengths)
     window, limit = card["tokens"]["window"], card["tokens"]["limit"]
-    console.print(f"the window is {window:,} tokens, of which {limit:,} are left beside the prefix")
+    if card["tokens"]["prefix"]:
+        console.print(f"the window is {window:,} tokens, of which {limit:,} are left beside the prefix")
+    else:
+        console.print(f"source and target may have {limit:,} tokens each")
     too_long, conflicts = card["too_long"], card["conflicting_labels"]
     console.print(
         f"{card['duplicates']['dropped']:,} duplicates dropped, {card['duplicates']['near']:,} near duplicates, "

@@ -1,5 +1,7 @@
 """Prepared rows as batches: read in place from Arrow, grouped by length, padded on the right or packed.
 
+An encoder-decoder's batches are sources and the targets to be written for them: each source is encoded once.
+
 Which examples an optimiser step sees follows from the seed and the epoch alone: the epoch's permutation is cut
 into windows of `WINDOW` steps, each window is sorted by length and cut into steps, and the steps are shuffled.
 So rows of a step are of similar length and little of a batch is padding, while the make-up of steps still
@@ -47,15 +49,55 @@ class Batch:
     targets: torch.Tensor
     positions: torch.Tensor | None = None
 
+    def inputs(self, model: PreTrainedModel) -> dict[str, Any]:
+        """What the model's layers are called with."""
+        return {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
 
-AnyBatch = Batch | PackedRows
+
+@dataclass(frozen=True)
+class SourceTargetBatch:
+    """Sources, and targets for an encoder-decoder to write: S sources of N tokens, R targets of M, padded on the right.
+
+    Attributes:
+        input_ids: of the sources, [S, N].
+        attention_mask: 1 for real tokens, [S, N].
+        source: which of the sources each target is for, [R].
+        decoder_input_ids: the targets shifted right, behind the token that starts the decoder, [R, M]. What fills them
+            up needs no mask, since no token sees what comes after it.
+        targets: the target tokens of all rows, [T].
+        positions: where the T logits stand, as indices into R·M.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    source: torch.Tensor
+    decoder_input_ids: torch.Tensor
+    targets: torch.Tensor
+    positions: torch.Tensor
+
+    def inputs(self, model: PreTrainedModel) -> dict[str, Any]:
+        """What the decoder's layers are called with; the encoder is run here, over each source once."""
+        encoder = anatomy(model).stacks[0]
+        states = encoder(input_ids=self.input_ids, attention_mask=self.attention_mask).last_hidden_state
+        return {
+            "input_ids": self.decoder_input_ids,
+            # Not states[self.source], whose gradient several threads add up in any order.
+            "encoder_hidden_states": states.index_select(0, self.source),
+            "encoder_attention_mask": self.attention_mask[self.source],
+        }
+
+
+AnyBatch = Batch | PackedRows | SourceTargetBatch
 
 
 class Rows(Protocol):
     """A split as the training loop sees it."""
 
     lengths: Indices
-    """Tokens of each example (of its longest row), [examples]."""
+    """Tokens of each example (of its longest row), by which like examples go together, [examples]."""
+
+    longest: Indices
+    """Tokens of each example that must fit the base's window, [examples]."""
 
     def batches(self, examples: Indices, pieces: int) -> Sequence[AnyBatch]:
         """The examples as at most `pieces` batches, rows of like length together."""
@@ -111,7 +153,7 @@ class ClassificationRows:
         self._input_ids = Ragged(table["input_ids"])
         self._labels = table["label"].to_numpy()
         self._pad = pad
-        self.lengths = self._input_ids.lengths()
+        self.lengths = self.longest = self._input_ids.lengths()
 
     def batches(self, examples: Indices, pieces: int) -> list[Batch]:
         """See `Rows`."""
@@ -125,7 +167,7 @@ class ClassificationRows:
 
 
 class GenerationRows:
-    """Sources with their references; the loss counts the references' tokens alone.
+    """Sources with their references for a causal decoder; the loss counts the references' tokens alone.
 
     Args:
         pad: the token that fills rows up.
@@ -139,7 +181,7 @@ class GenerationRows:
         self._targets = Ragged(table["target_ids"])
         self._pad = pad
         # The last target token is predicted, never read.
-        self.lengths = self._prompts.lengths() + self._targets.longest_inside() - 1
+        self.lengths = self.longest = self._prompts.lengths() + self._targets.longest_inside() - 1
         self._width: int | None = None
         if model is not None and len(self.lengths) and packs(anatomy(model), int(self.lengths.max())):
             self._width = model.config.get_text_config().hidden_size
@@ -166,6 +208,57 @@ class GenerationRows:
             torch.from_numpy(np.concatenate([t for _, t in pairs]).astype(np.int64)),
             torch.from_numpy(np.concatenate(positions)),
         )
+
+
+class SourceTargetRows:
+    """Sources with their references for an encoder-decoder; the loss counts the references' tokens alone.
+
+    Args:
+        pad: the token that fills rows up.
+        start: the token that the decoder begins with.
+    """
+
+    def __init__(self, rows: datasets.Dataset, *, pad: int, start: int) -> None:
+        table = rows.with_format("arrow")[:]
+        self._sources = Ragged(table["input_ids"])
+        self._targets = Ragged(table["target_ids"])
+        self._pad, self._start = pad, start
+        read, written = self._sources.lengths(), self._targets.longest_inside()
+        self.lengths, self.longest = read + written, np.maximum(read, written)
+
+    def batches(self, examples: Indices, pieces: int) -> list[SourceTargetBatch]:
+        """See `Rows`. A source's references are all in its batch."""
+        examples = examples[np.argsort(self.lengths[examples], kind="stable")]
+        return [self._batch(examples[cut]) for cut in _cuts(len(examples), pieces)]
+
+    def _batch(self, examples: Indices) -> SourceTargetBatch:
+        input_ids, mask = _padded([self._sources[i] for i in examples], self._pad)
+        groups = [self._targets[i] for i in examples]
+        targets = [target for group in groups for target in group]
+        shifted = [np.concatenate([[self._start], target[:-1]]) for target in targets]
+        decoder_input_ids, read = _padded(shifted, self._pad)
+        return SourceTargetBatch(
+            input_ids,
+            mask,
+            torch.arange(len(groups)).repeat_interleave(torch.tensor([len(group) for group in groups])),
+            decoder_input_ids,
+            torch.from_numpy(np.concatenate(targets).astype(np.int64)),
+            read.flatten().nonzero()[:, 0],
+        )
+
+
+def generation_rows(
+    rows: datasets.Dataset, model: PreTrainedModel, *, pad: int, padded: bool = False
+) -> GenerationRows | SourceTargetRows:
+    """Sources with their references, as `model` computes them.
+
+    Args:
+        pad: the token that fills rows up.
+        padded: a decoder's rows are not packed, whatever it allows.
+    """
+    if model.config.is_encoder_decoder:
+        return SourceTargetRows(rows, pad=pad, start=int(model.config.decoder_start_token_id))
+    return GenerationRows(rows, pad=pad, model=None if padded else model)
 
 
 def _cuts(count: int, pieces: int) -> list[Indices]:

@@ -93,7 +93,7 @@ def train_together(
     Raises:
         PrefixError: a prefix or head does not fit the model, or rows do not fit beside their prefix. Before anything
             is computed.
-        TrainingError: no jobs, or one has no rows.
+        TrainingError: no jobs, or one has no rows; or the base is an encoder-decoder.
         IntegrityError: the base's weights changed.
     """
     _check(model, jobs)
@@ -122,6 +122,11 @@ def _check(model: PreTrainedModel, jobs: Sequence[FleetJob]) -> None:
     if not jobs:
         raise TrainingError("training together: got no jobs; expected at least one")
     found = anatomy(model)
+    if found.encoder_decoder:
+        raise TrainingError(
+            f"{type(model).__name__} is an encoder-decoder, whose prefixes are trained one by one: use "
+            "pipeline.train.training.train"
+        )
     classifies = any(job.head for job in jobs)
     for number, job in enumerate(jobs):
         if job.params.dtype != "float32" or job.params.gradient_checkpointing:
@@ -136,7 +141,7 @@ def _check(model: PreTrainedModel, jobs: Sequence[FleetJob]) -> None:
             if not len(rows.lengths):
                 raise TrainingError(f"job {number}: {split}: got none; expected at least one")
             try:
-                check_window(found, job.prefix.length, int(rows.lengths.max()))
+                check_window(found, job.prefix.length, int(rows.longest.max()))
             except PrefixError as error:
                 raise PrefixError(f"job {number}: {split}: {error}") from None
 
@@ -276,9 +281,5 @@ def _inputs(model: PreTrainedModel, batches: Sequence[AnyBatch]) -> dict[str, to
     if isinstance(first, PackedRows):
         none = merged["input_ids"].new_zeros(0)
         rows = PackedRows(**merged, targets=none, positions=none)
-        return {
-            "input_ids": rows.input_ids,
-            "attention_mask": rows.mask(model),
-            "position_ids": rows.position_ids,
-        }
+        return rows.inputs(model)
     return merged

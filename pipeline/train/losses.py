@@ -9,7 +9,6 @@ import torch
 from torch.nn import functional
 
 from pipeline.params import Dtype
-from pipeline.prefix.packing import PackedRows
 from pipeline.prefix.target_loss import target_loss
 from pipeline.train.batches import AnyBatch
 
@@ -38,11 +37,7 @@ def batch_loss(model: PreTrainedModel, batch: AnyBatch, dtype: Dtype = "float32"
 
 
 def _loss(model: PreTrainedModel, batch: AnyBatch) -> BatchLoss:
-    inputs = {"input_ids": batch.input_ids}
-    if isinstance(batch, PackedRows):
-        inputs |= {"attention_mask": batch.mask(model), "position_ids": batch.position_ids}
-    else:
-        inputs |= {"attention_mask": batch.attention_mask}
+    inputs = batch.inputs(model)
     if batch.positions is not None:
         total, right = target_loss(model, inputs, batch.positions, batch.targets)
     else:

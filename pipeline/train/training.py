@@ -26,7 +26,7 @@ from pipeline.prefix.adapter import install_head, save_adapter
 from pipeline.prefix.attention import attach
 from pipeline.prefix.lean import lean
 from pipeline.train import checkpoints, initialisation
-from pipeline.train.batches import ClassificationRows, GenerationRows, Rows
+from pipeline.train.batches import ClassificationRows, Rows, generation_rows
 from pipeline.train.initialisation import Start, WarmStart
 from pipeline.train.process_group import ProcessGroup, joined
 from pipeline.train.training_loop import Ending, Loop, OnCurve
@@ -317,7 +317,7 @@ class _Job:
 
         Raises:
             TrainingError: there are none.
-            PrefixError: one is too long to stand behind the prefix.
+            PrefixError: one is too long for the base, beside the prefix where that takes positions.
         """
         if not any((self.prepared / split).glob("*.arrow")):
             raise TrainingError(
@@ -329,13 +329,16 @@ class _Job:
         if self.task == "classification":
             rows = ClassificationRows(saved, pad=pad)
         else:
-            rows = GenerationRows(saved, pad=pad, model=self.model)
-        length, window, longest = self.prefix_params.length, window_of(self.model), int(rows.lengths.max())
-        if length + longest > window:
-            row = int(rows.lengths.argmax())
+            rows = generation_rows(saved, self.model, pad=pad)
+        window, longest = window_of(self.model), int(rows.longest.max())
+        length = 0 if self.model.config.is_encoder_decoder else self.prefix_params.length
+        if window is not None and length + longest > window:
+            row = int(rows.longest.argmax())
+            beside = f"; with a prefix of {length} they need {length + longest} positions" if length else ""
+            shorten = "prefix.length or data.max_tokens" if length else "data.max_tokens"
             raise PrefixError(
-                f"{split} row {row} ({saved[row]['row_id']}) has {longest} tokens; with a prefix of {length} they need "
-                f"{length + longest} positions, and the base has {window}. Shorten prefix.length or data.max_tokens"
+                f"{split} row {row} ({saved[row]['row_id']}) has {longest} tokens{beside}, and the base has {window}. "
+                f"Shorten {shorten}"
             )
         return rows
 

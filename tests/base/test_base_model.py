@@ -446,6 +446,92 @@ def test_a_config_without_a_window_is_refused(encoder: Path) -> None:
         base_model.window(resolved(encoder))
 
 
+# -- encoder-decoders ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "window"), [("t5", None), ("bart", 64)])
+def test_an_encoder_decoder_is_loaded_for_generation_with_the_weights_of_its_files(
+    request: pytest.FixtureRequest, kind: str, window: int | None
+) -> None:
+    from transformers import AutoModelForSeq2SeqLM
+
+    folder = request.getfixturevalue(f"{kind}_folder")
+    model = base_model.load(resolved(folder), "generation")
+    theirs = AutoModelForSeq2SeqLM.from_pretrained(folder).state_dict()
+    assert model.state_dict().keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in model.state_dict().items())
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert base_model.is_encoder_decoder(resolved(folder))
+    assert base_model.window_of(model) == window
+
+
+def test_a_decoder_and_an_encoder_are_no_encoder_decoders(encoder: Path, decoder_folder: Path) -> None:
+    assert not base_model.is_encoder_decoder(resolved(encoder))
+    assert not base_model.is_encoder_decoder(resolved(decoder_folder))
+
+
+@pytest.mark.parametrize(
+    ("edit", "limit", "expected"),
+    [
+        ({}, 30, 64),
+        ({"n_positions": None}, 30, 30),
+        ({"n_positions": None}, int(1e30), None),
+        ({"n_positions": None}, None, None),
+        ({"n_positions": 50, "max_encoder_position_embeddings": 99}, 30, 50),
+        (
+            {
+                "n_positions": None,
+                "max_encoder_position_embeddings": 99,
+                "max_decoder_position_embeddings": 40,
+            },
+            30,
+            40,
+        ),
+    ],
+)
+def test_the_window_of_an_encoder_decoder_is_the_smaller_of_both_else_the_tokenizers_limit(
+    t5_folder: Path, tmp_path: Path, edit: dict[str, Any], limit: int | None, expected: int | None
+) -> None:
+    folder = shutil.copytree(t5_folder, tmp_path / "t5")
+    edit_config(folder, **edit)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": limit}))
+    assert base_model.window(resolved(folder)) == expected
+    (folder / "tokenizer_config.json").unlink()
+    assert base_model.window(resolved(folder)) in (expected, None)
+
+
+def test_an_encoder_decoder_is_not_loaded_for_classification(t5_folder: Path) -> None:
+    with pytest.raises(
+        BaseModelError, match="is a t5, an encoder-decoder, which is used for generation only"
+    ):
+        base_model.load(resolved(t5_folder), "classification", labels=["a", "b"])
+
+
+def test_an_encoder_decoder_that_names_no_token_to_begin_with_is_refused(
+    t5_folder: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(t5_folder, tmp_path / "t5")
+    edit_config(folder, decoder_start_token_id=None)
+    with pytest.raises(
+        BaseModelError, match=r"config\.json: decoder_start_token_id is None; expected the token"
+    ):
+        base_model.load(resolved(folder), "generation")
+
+
+def test_a_config_that_leaves_it_open_whether_it_is_an_encoder_decoder_is_refused(
+    t5_folder: Path, tmp_path: Path
+) -> None:
+    """transformers fills it in, and rows would have been prepared for a decoder."""
+    folder = shutil.copytree(t5_folder, tmp_path / "t5")
+    config = json.loads((folder / "config.json").read_text())
+    del config["is_encoder_decoder"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BaseModelError, match="is of a t5 and does not say is_encoder_decoder: true; add it"):
+        base_model.load(resolved(folder), "generation")
+
+
 # -- the base never changes ----------------------------------------------------------------------------------
 
 

@@ -71,7 +71,7 @@ def test_a_continuation_is_cut_where_the_window_ends(decoder_folder: Path) -> No
     model, words = base_model.load(base, "generation"), base_model.tokenizer(base)
     words.add_special_tokens({"eos_token": "north"})  # an end that the model does not reach
     (text,) = scoring.generated(
-        model, None, [[2] * 126], words, batch_size=1, max_new_tokens=50, beams=1, room=128, what="rows"
+        model, None, [[2] * 126], words, batch_size=1, max_new_tokens=50, beams=1, reserved=0, what="rows"
     )
     assert len(text.split()) <= 2
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from pipeline.base import base_model
 from pipeline.errors import BaseModelError, IntegrityError, PrefixError
@@ -31,10 +33,10 @@ KEY = "1" * 64
 class World:
     """A workspace with a base, an adapter on it, and its record."""
 
-    def __init__(self, root: Path, task: str) -> None:
+    def __init__(self, root: Path, task: str, build: Callable[[Path], Path] | None = None) -> None:
         self.root = root
         self.task = task
-        build = tiny.tiny_encoder if task == "classification" else tiny.tiny_decoder
+        build = build or (tiny.tiny_encoder if task == "classification" else tiny.tiny_decoder)
         build(root / "models" / "base")
         self.base = mlflow_world.base_record(root / "models" / "base", root)
         self.adapter = mlflow_world.adapter(self.base, task, root, root / "adapter")
@@ -64,6 +66,13 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> World:
 @pytest.fixture(scope="module")
 def generator(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(tmp_path_factory.mktemp("generator"), "generation")
+
+
+@pytest.fixture(scope="module", params=["t5", "bart"])
+def answerer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """On an encoder-decoder."""
+    build = tiny.tiny_t5 if request.param == "t5" else tiny.tiny_bart
+    return World(tmp_path_factory.mktemp(request.param), "generation", build)
 
 
 def test_probabilities_are_those_of_each_text_alone(classifier: World) -> None:
@@ -118,6 +127,53 @@ def test_generated_texts_are_those_of_the_model_on_each_source_alone(generator: 
         )
         assert answer == tokenizer.decode(new[0], skip_special_tokens=True).strip()
     assert any(got)
+
+
+def test_answers_of_an_encoder_decoder_are_transformers_own_on_each_source_alone(answerer: World) -> None:
+    model, prefix, words = answerer.model()
+    got = list(answerer.predictor()(TEXTS).text)
+    own = model.generation_config
+    settings = GenerationConfig(
+        max_new_tokens=6,
+        eos_token_id=words.eos_token_id,
+        pad_token_id=words.pad_token_id,
+        decoder_start_token_id=model.config.decoder_start_token_id,
+        forced_bos_token_id=own.forced_bos_token_id,
+    )
+    model.generation_config = GenerationConfig()
+    with attach(model, prefix), torch.no_grad():
+        for text, answer in zip(TEXTS, got, strict=True):
+            ids = torch.tensor([words(text).input_ids])
+            new = model.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings
+            )
+            assert answer == words.decode(new[0], skip_special_tokens=True).strip()
+    assert len(set(got)) > 1
+
+
+def test_answers_of_an_encoder_decoder_do_not_depend_on_order_or_company(answerer: World) -> None:
+    predict = answerer.predictor()
+    together, backwards = list(predict(TEXTS).text), list(predict(TEXTS[::-1]).text)[::-1]
+    assert together == backwards == [predict([text]).text[0] for text in TEXTS]
+
+
+def test_a_source_longer_than_an_encoder_decoder_holds_is_refused_or_cut_where_params_say_so(
+    answerer: World,
+) -> None:
+    _, _, words = answerer.model()
+    specials = len(words("").input_ids)
+    full, long = "cat " * (64 - specials), "cat " * 65
+    assert answerer.predictor()([full]).text[
+        0
+    ]  # the prefix and the answer take nothing of the source's window
+    with pytest.raises(
+        PrefixError, match=rf"row 1: the source has {65 + specials} tokens; expected at most 64"
+    ):
+        answerer.predictor()([full, long])
+    params = {**answerer.record().params, "data": {"too_long": "truncate", "max_tokens": 10}}
+    cut = answerer.predictor(params=params)
+    assert cut([long]).equals(cut(["cat " * (10 - specials)]))
+    assert not cut([long]).equals(cut(["dog"]))
 
 
 def test_nothing_asked_is_nothing_answered(classifier: World, generator: World) -> None:

@@ -246,7 +246,9 @@ def test_what_dvc_itself_cannot_do_is_said_in_its_words(workspace: Workspace) ->
         run(workspace)
 
 
-def test_a_stage_that_never_began_is_explained_by_dvc_and_not_by_the_stage_before(workspace: Workspace) -> None:
+def test_a_stage_that_never_began_is_explained_by_dvc_and_not_by_the_stage_before(
+    workspace: Workspace,
+) -> None:
     pins = workspace.root / "pins/alpha.json"
     content = json.loads(pins.read_text())
     del content["warm_start"]
