@@ -75,8 +75,8 @@ def not_equal(
         )
     if setting.task == "generation":
         said.append(
-            "Training time and memory compare engines as well as methods: the prefix trains on packed rows where its engine "
-            "can, the others, through the same loop and loss, on padded ones."
+            "Training time and memory compare engines as well as methods: on a causal decoder the prefix trains on packed "
+            "rows where its engine can, the others, through the same loop and loss, on padded ones."
         )
         said.append(f"Latency is for {NEW_TOKENS} new tokens a row.")
     if "probe" in names:
