@@ -97,7 +97,7 @@ def put_into_production(version: str) -> None:
     """Set the alias that others read, as any MLflow client can."""
     from mlflow import MlflowClient
 
-    from pipeline.servers import endpoints
+    from pipeline.server_access import endpoints
 
     MlflowClient(endpoints(ROOT).mlflow_uri).set_registered_model_alias(NAME, "production", version)
 

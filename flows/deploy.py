@@ -31,7 +31,7 @@ from prefect.server.schemas.schedules import CronSchedule as ServerCronSchedule
 from prefect.types.entrypoint import EntrypointType
 from pydantic import ValidationError
 
-from pipeline import servers
+from pipeline import server_access
 from pipeline.digest import digest
 from pipeline.errors import ParamsError, UnreachableError
 from pipeline.params import Params, ScheduleParams, load_params
@@ -65,7 +65,7 @@ def serve_schedules(
     """Deploy every scheduled prefix of `workspace` and run what falls due, until Ctrl-C or SIGTERM.
 
     On the way out the schedules are paused, so that no runs pile up while nothing serves them. This process's
-    environment must be that of the workspace (`servers.enter`) since before Prefect was imported.
+    environment must be that of the workspace (`server_access.enter`) since before Prefect was imported.
 
     Args:
         workspace: the folder with params.yaml.
@@ -80,7 +80,7 @@ def serve_schedules(
     """
     workspace = workspace.resolve()
     schedules = read_schedules(load_params(workspace / "params.yaml"))
-    api_url = servers.prefect_api(workspace)
+    api_url = server_access.prefect_api(workspace)
     if api_url is None:
         raise UnreachableError(
             f"no Prefect server is up for {workspace}, and schedules need one; start it in another terminal: "
@@ -111,7 +111,7 @@ def serve_schedules(
         serve(*deployments, limit=at_once, print_starting_message=False)
     except Exception as error:
         # Prefect's own loops may give up before we do, with errors of many kinds.
-        if servers.answers(f"{api_url}/ready"):
+        if server_access.answers(f"{api_url}/ready"):
             raise
         raise lost from error
     finally:
@@ -125,7 +125,7 @@ def _end_without_server(health: str, lost: UnreachableError, over: threading.Eve
     """
     answered = time.monotonic()
     while not over.wait(1):
-        if servers.answers(health):
+        if server_access.answers(health):
             answered = time.monotonic()
         elif time.monotonic() - answered > _PATIENCE_SECONDS:
             sys.stderr.write(f"error: {lost}\n")

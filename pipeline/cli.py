@@ -136,11 +136,11 @@ def up(workspace: Path, mlflow_port: int, prefect_port: int) -> None:
 @click.pass_obj
 def deploy(workspace: Path) -> None:
     """Schedule every prefix that has a `schedule`, and serve the runs from this workspace, until Ctrl-C."""
-    from pipeline import servers
+    from pipeline import server_access
     from pipeline.versioning.workspace import find_workspace
 
     root = find_workspace(workspace).root
-    servers.enter(root)
+    server_access.enter(root)
     from flows.deploy import serve_schedules
 
     serve_schedules(root, say=lambda s: click.echo(s, err=True))

@@ -16,10 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline import servers
+from pipeline import server_access
 from pipeline.errors import ServerError
 from pipeline.locks import exclusive
 from pipeline.orphans import end_with_parent
+from pipeline.ports import HOST, free_port
 
 _EPHEMERAL = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
 """What Prefect sets for its own: no pages, and none of the services that fire schedules."""
@@ -29,7 +30,7 @@ _GRACE_SECONDS = 15.0
 
 
 def enter(workspace: Path) -> Callable[[], None] | None:
-    """`servers.enter`, with a server of this process's own where none is up. Call it before Prefect is imported.
+    """`server_access.enter`, with a server of this process's own where none is up. Call it before Prefect is imported.
 
     Returns:
         What waits until the new server answers, to be called when everything else is ready; it raises
@@ -38,11 +39,11 @@ def enter(workspace: Path) -> Callable[[], None] | None:
     Raises:
         UnreachableError: the workspace's own server runs and does not answer.
     """
-    servers.enter(workspace)
-    if servers.prefect_api(workspace) is not None:
+    server_access.enter(workspace)
+    if server_access.prefect_api(workspace) is not None:
         return None
-    port = servers.free_port()
-    url = f"http://{servers.HOST}:{port}/api"
+    port = free_port()
+    url = f"http://{HOST}:{port}/api"
     os.environ |= {"PREFECT_API_URL": url, "PREFECT_SERVER_EPHEMERAL_ENABLED": "false"}
     log = workspace / ".prefixline/logs/private-prefect.log"
     lock = workspace / ".prefixline/private-prefect.lock"
@@ -66,16 +67,16 @@ def enter(workspace: Path) -> Callable[[], None] | None:
 
 def _wait(process: subprocess.Popen[bytes], health: str, log: Path) -> None:
     deadline = time.monotonic() + _TIMEOUT_SECONDS
-    while not servers.answers(health):
+    while not server_access.answers(health):
         if process.poll() is not None:
             raise ServerError(
                 f"Prefect's server ended by itself, with exit status {process.returncode}. The end of {log}:\n"
-                f"{servers.tail(log)}"
+                f"{server_access.tail(log)}"
             )
         if time.monotonic() > deadline:
             raise ServerError(
                 f"Prefect's server did not answer at {health} within {_TIMEOUT_SECONDS:.0f} s. The end of {log}:\n"
-                f"{servers.tail(log)}"
+                f"{server_access.tail(log)}"
             )
         time.sleep(0.05)
 
@@ -103,7 +104,7 @@ def main(alive: str, port: str, lock: str) -> None:
     config = uvicorn.Config(
         "prefect.server.api.server:create_app",
         factory=True,
-        host=servers.HOST,
+        host=HOST,
         port=int(port),
         log_level="error",
         lifespan="on",

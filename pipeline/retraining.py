@@ -30,7 +30,7 @@ from pipeline.register import lineage, registry, versions
 from pipeline.register.curves import LiveCurves
 from pipeline.register.lineage import LineageRecord
 from pipeline.register.registry import Known, Registry
-from pipeline.servers import endpoints
+from pipeline.server_access import endpoints
 from pipeline.show import pages
 from pipeline.stages import WORKSPACE
 from pipeline.state import adapters_folder, checkpoint_folder, row_ids_folder

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import servers
+from pipeline import server_access
 from pipeline.digest import digest
 from pipeline.errors import ParamsError, UnreachableError
 from pipeline.params import parse_params
@@ -27,9 +27,9 @@ ROOT = Path(__file__).resolve().parent.parent
 DEPLOY = """
 import sys
 from pathlib import Path
-from pipeline import servers
+from pipeline import server_access
 workspace = Path(sys.argv[1])
-servers.enter(workspace)
+server_access.enter(workspace)
 from flows.deploy import serve_schedules
 from tests.scheduled_flow import retrain
 serve_schedules(workspace, say=lambda line: print(line, flush=True), flow=retrain, at_once=3)
@@ -96,8 +96,8 @@ def start_deploy(workspace: Path, log: Path) -> tuple[subprocess.Popen[bytes], l
 ASK = """
 import json, sys
 from pathlib import Path
-from pipeline import servers
-servers.enter(Path(sys.argv[1]))
+from pipeline import server_access
+server_access.enter(Path(sys.argv[1]))
 from prefect.client.orchestration import get_client
 with get_client(sync_client=True) as client:
     exec(sys.argv[2])
@@ -188,9 +188,9 @@ def test_deploy_ends_with_an_error_when_the_server_has_gone_for_good(tmp_path: P
 SERVING = """
 import sys, threading, time
 from pathlib import Path
-from pipeline import servers
+from pipeline import server_access
 workspace = Path(sys.argv[1])
-servers.enter(workspace)
+server_access.enter(workspace)
 import flows.deploy as deploy
 from tests.scheduled_flow import retrain
 def serve(*_, **__):
@@ -202,7 +202,7 @@ finally:
     time.sleep(4)  # longer than a watch that goes on would wait
     print(threading.active_count(), flush=True)
 """
-GONE = "servers.answers = lambda url: False"
+GONE = "server_access.answers = lambda url: False"
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_a_server_that_runs_but_does_not_answer_is_reported(
 
     write_params(tmp_path, a=EVERY_MINUTE)
     a_record(ProcessId.of(os.getpid())).write(tmp_path / ".prefixline")
-    assert servers.running(tmp_path) is not None
+    assert server_access.running(tmp_path) is not None
     with pytest.raises(UnreachableError, match=r"http://p/api does not answer; see .*prefect\.log"):
         serve_schedules(tmp_path, say=lambda _: None)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import servers
+from pipeline import server_access
 from pipeline.data.splits import row_id
 from pipeline.environment import quiet_environment
 from pipeline.register import registry, versions
@@ -38,7 +38,7 @@ def first(line: Line) -> dict[str, Any]:
 
 
 def connection(line: Line) -> Registry:
-    where = servers.endpoints(line.root)
+    where = server_access.endpoints(line.root)
     return registry.connect(where.mlflow_uri, artifact_root=where.artifact_root)
 
 

@@ -10,7 +10,7 @@ from subprocess import Popen
 
 import pytest
 
-from pipeline import servers
+from pipeline import server_access
 from pipeline.register import registry
 from tests.line import Line, make_line
 
@@ -38,7 +38,7 @@ def test_a_scheduled_run_registers_a_version_that_names_its_flow_run(tmp_path: P
         deploy = line.start("deploy")
         cleanup.callback(end, deploy)
         wait_for(deploy, "until Ctrl-C")
-        where = servers.endpoints(line.root)
+        where = server_access.endpoints(line.root)
         connection = registry.connect(where.mlflow_uri, artifact_root=where.artifact_root)
         deadline = time.monotonic() + 240
         while (last := registry.last_outcome(connection, "words")) is None:

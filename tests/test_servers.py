@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from pipeline import servers
+from pipeline import server_access, servers
 from pipeline.errors import ServerError, WorkspaceError
 from pipeline.server_state import ProcessId, ServerRecord, ServersRecord, read_state
 
@@ -127,7 +127,7 @@ class Session:
 
     workspace: Path
     lines: list[str]
-    during: servers.Endpoints
+    during: server_access.Endpoints
     environment: dict[str, str]
     second_up: subprocess.CompletedProcess[str]
     started: list[psutil.Process]
@@ -147,7 +147,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
     (tmp / "site/sitecustomize.py").write_text(CONNECTIONS)
     log = tmp / "connections"
 
-    before = servers.endpoints(workspace)
+    before = server_access.endpoints(workspace)
     (workspace / ".prefixline").mkdir()
     direct = client_of(before.mlflow_uri)
     direct_run = log_text(direct, "direct", before.artifact_root, tmp, "written directly")
@@ -156,8 +156,8 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
 
     process = start_up(workspace, PYTHONPATH=str(tmp / "site"), CONNECTIONS_LOG=str(log))
     lines = wait_until_up(process)
-    during = servers.endpoints(workspace)
-    environment = servers.environment(workspace)
+    during = server_access.endpoints(workspace)
+    environment = server_access.environment(workspace)
     second_up = subprocess.run(
         [sys.executable, "-c", UP, str(workspace)], capture_output=True, text=True, timeout=60
     )
@@ -177,7 +177,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
     process.send_signal(signal.SIGTERM)
     return_code = process.wait(60)
     seconds_to_end = time.monotonic() - asked
-    after = servers.endpoints(workspace)
+    after = server_access.endpoints(workspace)
     assert after == before
     read["server run, direct"] = downloaded(f"runs:/{server_run}/note.txt", after.mlflow_uri, tmp / "c")
     read["server model, direct"] = downloaded("models:/model/2", after.mlflow_uri, tmp / "d")
@@ -269,7 +269,7 @@ def test_servers_left_by_a_killed_up_are_found_ended_and_replaced_and_a_dying_se
     left_behind = alive_below(first)
     first.kill()
     first.communicate(timeout=10)
-    assert servers.running(workspace) is not None  # they still answer, so they are still used
+    assert server_access.running(workspace) is not None  # they still answer, so they are still used
 
     second = start_up(workspace)
     lines = wait_until_up(second)
@@ -285,7 +285,7 @@ def test_servers_left_by_a_killed_up_are_found_ended_and_replaced_and_a_dying_se
     assert f"ServerError: Prefect ended by itself, by signal 9. The end of {workspace}" in error
     assert "Check out the dashboard" in error  # the last lines of its log
     assert not [p for p in of_second if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-    assert servers.endpoints(workspace).prefect_api_url is None
+    assert server_access.endpoints(workspace).prefect_api_url is None
     assert not (workspace / ".prefixline/servers.json").exists()
 
 
@@ -310,14 +310,14 @@ def test_without_the_fork_server_all_goes_on_and_a_long_tmpdir_is_no_hindrance(t
             assert state.forks.process.alive()
             time.sleep(0.1)
         assert Path(state.forks.url).parent.stat().st_mode & 0o777 == 0o700
-        assert servers.endpoints(tmp_path).forkserver == state.forks.url
+        assert server_access.endpoints(tmp_path).forkserver == state.forks.url
         os.kill(state.forks.process.pid, signal.SIGKILL)
         assert process.stdout is not None
         assert "is gone; stages import them by themselves" in process.stdout.readline()
-        where = servers.endpoints(tmp_path)
+        where = server_access.endpoints(tmp_path)
         assert where.forkserver is None
-        assert servers.answers(f"{where.mlflow_uri}/health")
-        assert servers.answers(f"{where.prefect_api_url}/ready")
+        assert server_access.answers(f"{where.mlflow_uri}/health")
+        assert server_access.answers(f"{where.prefect_api_url}/ready")
     finally:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
@@ -338,7 +338,7 @@ def test_ctrl_c_while_the_servers_start_ends_them(tmp_path: Path) -> None:
     while read_state(tmp_path / ".prefixline") is None:
         assert process.poll() is None
         time.sleep(0.05)
-    assert servers.running(tmp_path) is None  # not ready is not running
+    assert server_access.running(tmp_path) is None  # not ready is not running
     started = alive_below(process)
     assert started
     process.send_signal(signal.SIGINT)
@@ -381,9 +381,9 @@ def test_a_record_is_read_back_as_it_was_written(tmp_path: Path) -> None:
 
 def test_a_record_of_living_processes_counts(tmp_path: Path) -> None:
     a_record(ProcessId.of(os.getpid())).write(tmp_path / ".prefixline")
-    assert servers.endpoints(tmp_path).mlflow_uri == "http://m"
-    assert servers.endpoints(tmp_path).prefect_api_url == "http://p/api"
-    assert servers.endpoints(tmp_path).forkserver == "/tmp/forks"
+    assert server_access.endpoints(tmp_path).mlflow_uri == "http://m"
+    assert server_access.endpoints(tmp_path).prefect_api_url == "http://p/api"
+    assert server_access.endpoints(tmp_path).forkserver == "/tmp/forks"
 
 
 def test_a_record_of_dead_or_other_processes_is_stale(tmp_path: Path) -> None:
@@ -397,7 +397,7 @@ def test_a_record_of_dead_or_other_processes_is_stale(tmp_path: Path) -> None:
     reused = ProcessId(os.getpid(), ProcessId.of(os.getpid()).started - 1000)
     for process in (living, reused, ProcessId.of(child.pid)):
         a_record(process).write(tmp_path / ".prefixline")
-        assert servers.endpoints(tmp_path) == servers.Endpoints(
+        assert server_access.endpoints(tmp_path) == server_access.Endpoints(
             f"sqlite:///{tmp_path}/.prefixline/mlflow.db",
             None,
             None,
@@ -409,4 +409,4 @@ def test_a_record_of_dead_or_other_processes_is_stale(tmp_path: Path) -> None:
 def test_a_servers_json_that_cannot_be_read_counts_as_none(tmp_path: Path, content: str) -> None:
     (tmp_path / ".prefixline").mkdir()
     (tmp_path / ".prefixline/servers.json").write_text(content)
-    assert servers.endpoints(tmp_path).prefect_api_url is None
+    assert server_access.endpoints(tmp_path).prefect_api_url is None

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pipeline import servers
+from pipeline import server_access
 from pipeline.base import base_model
 from pipeline.errors import DataError, RegistryError, WorkspaceError
 from pipeline.pins import previous_dataset
@@ -32,7 +32,7 @@ def overview(root: Path) -> dict[str, Any]:
     workspace = find_workspace(root)
     params = workspace.params()
     connection = _connect(workspace)
-    running = servers.endpoints(workspace.root)
+    running = server_access.endpoints(workspace.root)
     prefixes = []
     for name, entry in params.prefixes.items():
         found = versions.list_versions(connection, name)
@@ -133,7 +133,7 @@ def data_card(root: Path, name: str) -> tuple[dict[str, Any], Path]:
 
 
 def _connect(workspace: Workspace) -> Registry:
-    where = servers.endpoints(workspace.root)
+    where = server_access.endpoints(workspace.root)
     return registry.connect(where.mlflow_uri, artifact_root=where.artifact_root)
 
 
