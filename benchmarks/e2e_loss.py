@@ -70,7 +70,7 @@ def main() -> None:
         "--initialisation", default="{}", help="our start, as JSON of params.yaml's prefix section"
     )
     parser.add_argument("--schedule", default="linear")
-    parser.add_argument("--betas", type=float, nargs=2, default=(0.9, 0.999), help="AdamW's, of both sides")
+    parser.add_argument("--betas", type=float, nargs=2, default=(0.8, 0.95), help="AdamW's, of both sides")
     parser.add_argument("--warmup", type=float, default=0.06)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)

@@ -96,7 +96,8 @@ def tokenizer(base: ResolvedBase) -> PreTrainedTokenizerFast:
     """The base's tokenizer, from its `tokenizer.json`, without importing torch.
 
     Its end of text is the token that the base was trained to end with and `generate` stops at: where the base names
-    ends (generation_config.json, else config.json) and the tokenizer's own is none of them, the first of those.
+    ends (generation_config.json, else config.json) and the tokenizer's own is none of them, the first of those that is a
+    special token with no other part.
 
     Raises:
         BaseModelError: there is no `tokenizer.json`, or it holds no tokenizer.
@@ -117,10 +118,13 @@ def tokenizer(base: ResolvedBase) -> PreTrainedTokenizerFast:
         base.folder, local_files_only=True, trust_remote_code=False
     )
     ends = _ends(base)
-    # Configurations come with a default number, which in a small vocabulary is any word: only a special token counts.
-    special = [token for token in fast.convert_ids_to_tokens(ends) if token in fast.all_special_tokens]
-    if special and fast.eos_token not in special:
-        fast.eos_token = special[0]
+    if ends and fast.eos_token_id not in ends:
+        # Configurations come with default numbers, which in a small vocabulary are anything: a word, <unk>, <pad>.
+        others = {fast.unk_token_id, fast.pad_token_id, fast.mask_token_id, fast.cls_token_id}
+        added = fast.added_tokens_decoder
+        special = [end for end in ends if end in added and added[end].special and end not in others]
+        if special:
+            fast.eos_token = added[special[0]].content
     return fast
 
 
@@ -278,11 +282,18 @@ def _refuse_incomplete(config: Any, base: ResolvedBase) -> None:
         raise BaseModelError(
             f"{base.folder / CONFIG} is of a {config.model_type} and does not say is_encoder_decoder: true; add it"
         )
-    if not isinstance(config.decoder_start_token_id, int):
+    start = getattr(config, "decoder_start_token_id", None)
+    if not isinstance(start, int):
         raise BaseModelError(
-            f"{base.folder / CONFIG}: decoder_start_token_id is {config.decoder_start_token_id}; expected the token "
-            "that the decoder begins with"
+            f"{base.folder / CONFIG}: decoder_start_token_id is {start}; expected the token that the decoder begins with"
         )
+    if GENERATION_CONFIG in base.files:
+        other = read_json(base.folder / GENERATION_CONFIG, base.name).get("decoder_start_token_id", start)
+        if other != start:
+            raise BaseModelError(
+                f"{base.folder}: decoder_start_token_id is {start} in {CONFIG} and {other} in {GENERATION_CONFIG}; "
+                "expected the same: a prefix is trained behind the first, and PEFT would generate behind the second"
+            )
 
 
 def _refuse_misfit(model: PreTrainedModel, report: Mapping[str, Any], base: ResolvedBase) -> None:

@@ -85,7 +85,8 @@ def not_equal(
             "regularisation is chosen by validation accuracy."
         )
     said.append(
-        "Learning rates are tried at a few points only, and nothing else of a method is tuned; time, memory and latency are "
+        "Learning rates are tried at a few points only, and nothing else is tuned here. The defaults of AdamW's betas and of "
+        "the prefix's start were chosen for prefixes, on banking77 and E2E; time, memory and latency are "
         "this machine's, at the time of each training."
     )
     return said

@@ -137,10 +137,6 @@ class Encoder:
         """
         return input_ids
 
-    def room(self, input_ids: Sequence[int]) -> int:
-        """Generation: the most tokens that can be written for a prompt; below 1 where it is too long."""
-        return self.limit - len(input_ids)
-
     def _cut_to(self, limit: int, text: str) -> list[int]:
         self._fast.enable_truncation(limit)
         try:
@@ -191,6 +187,11 @@ class SourceTargetEncoder(Encoder):
         super().__init__(tokenizer, window=window, prefix_length=0, max_tokens=max_tokens)
         # A tokenizer without a template of its own leaves the target open.
         self._ending = [] if self._eos in self._fast.encode("").ids else [self._eos]
+        if self.limit <= self.specials + len(self._ending):
+            raise PrefixError(
+                f"a target of at most {self.limit} tokens has no room for text beside its special tokens; raise "
+                "data.max_tokens"
+            )
 
     def sources(self, sources: Sequence[str], targets: Sequence[Sequence[str]]) -> list[Encoded]:
         """Source and targets with special tokens, each target ended by EOS.
@@ -226,11 +227,6 @@ class SourceTargetEncoder(Encoder):
     def cut_prompt(self, input_ids: list[int], source: str) -> list[int]:
         """The source's first tokens that fit, special tokens kept."""
         return input_ids if len(input_ids) <= self.limit else self.cut_text(source)
-
-    def room(self, input_ids: Sequence[int]) -> int:
-        """The most tokens that can be written for a source; below 1 where that is too long."""
-        # The decoder also holds the token that starts it.
-        return self.limit - 1 if len(input_ids) <= self.limit else 0
 
 
 def encoder_for(

@@ -183,7 +183,8 @@ def generated(
     """
     parts = anatomy(model)
     found = [""] * len(prompts)
-    for places in _batches([len(prompt) for prompt in prompts], batch_size, what):
+    rooms = [fitting(parts, len(prompt), max_new_tokens, reserved) for prompt in prompts]
+    for places in _batches([len(prompt) for prompt in prompts], batch_size, what, alike=rooms):
         # BART counts positions from the beginning of a row; only what goes on must not have padding at its end.
         input_ids, mask = padded([prompts[i] for i in places], _pad(model), left=not parts.encoder_decoder)
         sequences = generate(
@@ -191,7 +192,7 @@ def generated(
             prefix,
             input_ids,
             mask,
-            max_new_tokens=fitting(parts, input_ids.shape[1], max_new_tokens, reserved),
+            max_new_tokens=rooms[places[0]],
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=_pad(model),
             beams=beams,
@@ -215,9 +216,17 @@ def padded(rows: Sequence[Tokens], pad: int, *, left: bool = False) -> tuple[tor
 
 
 def length_batches(
-    lengths: Sequence[int], batch_size: int, *, most_tokens: int | None = None
+    lengths: Sequence[int],
+    batch_size: int,
+    *,
+    most_tokens: int | None = None,
+    alike: Sequence[int] | None = None,
 ) -> list[NDArray[np.int64]]:
-    """Every position once, longest first, at most `batch_size` and `most_tokens` (padding included) at a time."""
+    """Every position once, longest first, at most `batch_size` and `most_tokens` (padding included) at a time.
+
+    Args:
+        alike: only positions with an equal number here go together.
+    """
     order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
     batches = []
     start = 0
@@ -225,6 +234,9 @@ def length_batches(
         size = batch_size
         if most_tokens is not None:
             size = max(1, min(size, most_tokens // lengths[order[start]]))
+        if alike is not None:
+            others = (k for k, i in enumerate(order[start : start + size]) if alike[i] != alike[order[start]])
+            size = next(others, size)
         batches.append(order[start : start + size])
         start += size
     return batches
@@ -236,10 +248,11 @@ def _batches(
     what: str,
     *,
     most_tokens: int | None = None,
+    alike: Sequence[int] | None = None,
     stream: TextIO | None = None,
 ) -> Iterator[NDArray[np.int64]]:
     """`length_batches` with progress on stderr: a bar in a terminal, elsewhere a line now and then."""
-    batches = length_batches(lengths, batch_size, most_tokens=most_tokens)
+    batches = length_batches(lengths, batch_size, most_tokens=most_tokens, alike=alike)
     stream = stream or sys.stderr
     if stream.isatty():
         yield from track(batches, what, console=Console(file=stream), transient=True)

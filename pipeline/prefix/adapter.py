@@ -255,7 +255,8 @@ def _value_problems(tensors: Mapping[str, torch.Tensor]) -> list[str]:
     problems += [
         f"tensor {name}: got NaN or infinity; expected finite numbers"
         for name, tensor in tensors.items()
-        if not bool(torch.isfinite(tensor).all())
+        # As they will be used: a float64 may be more than a float32 holds, and of a float8 it cannot be asked.
+        if not bool(torch.isfinite(tensor.float()).all())
     ]
     return sorted(problems)
 
@@ -275,6 +276,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         config = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise AdapterError(f"{path}: no such file; expected an adapter saved by prefixline or PEFT") from None
+    except OSError as error:
+        raise AdapterError(f"{path}: cannot be read: {error.strerror or error}") from None
     except ValueError as error:
         raise AdapterError(f"{path}: is not JSON (truncated?): {error}") from None
     if not isinstance(config, dict):
@@ -288,6 +291,8 @@ def _read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except FileNotFoundError:
         raise AdapterError(f"{path}: no such file; expected an adapter saved by prefixline or PEFT") from None
+    except OSError as error:
+        raise AdapterError(f"{path}: cannot be read: {error.strerror or error}") from None
     except SafetensorError as error:
         raise AdapterError(f"{path}: is not a whole safetensors file (truncated?): {error}") from None
 

@@ -201,6 +201,10 @@ def _encoder_and_decoder(
     model: Any, modules: list[nn.Module]
 ) -> tuple[tuple[PreTrainedModel, ...], tuple[nn.Module, ...]]:
     encoder, decoder = model.get_encoder(), model.get_decoder()
+    if hasattr(model.config.get_text_config(), "router_aux_loss_coef"):
+        _refuse(model, "routes tokens to experts in an encoder-decoder, whose outputs are of another kind")
+    if decoder.get_output_embeddings() is not None:
+        _refuse(model, f"has a whole language model ({type(decoder).__name__}) for its decoder")
     inside = [module for module in modules if holds(encoder, [module])]
     of_decoder = [module for module in modules if holds(decoder, [module])]
     # A decoder's layer has its self-attention, then its cross-attention.

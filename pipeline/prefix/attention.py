@@ -74,6 +74,10 @@ class Attachment:
     ) -> None:
         self.detach()
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A model may be copied while a prefix is on it; what the last pass left has a graph, which cannot be.
+        return {**self.__dict__, "_layers": ()}
+
     def seen(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
         """Check that the keys and values of `layer` are of the prefix's shape."""
         shape = self._shape.layers[layer]
@@ -126,10 +130,19 @@ class Attachment:
 
     def _check_room(self, like: torch.Tensor, past: int, kwargs: dict[str, Any]) -> None:
         """Refuse tokens [B, N] behind `past` others that with the prefix do not fit the window."""
-        given = kwargs.get("position_ids")
-        # Where the caller says so, tokens that lie in one row do not all stand behind one another.
-        span = past + like.shape[1] if given is None else int(given.max()) + 1
-        check_window(self._anatomy, self.prefix.length, span)
+        check_window(self._anatomy, self.prefix.length, max(self._spans(like, past, kwargs)))
+
+    def _spans(self, like: torch.Tensor, past: int, kwargs: dict[str, Any]) -> list[int]:
+        """How many positions each row's tokens take, [B] or [1]."""
+        found, given, mask = self._anatomy, kwargs.get("position_ids"), kwargs.get("attention_mask")
+        if given is not None:  # then tokens that lie in one row do not all stand behind one another
+            return [int(last) + 1 for last in given.amax(1)]
+        width = past + like.shape[1]
+        # Padding takes positions only where the base itself counts them.
+        fits = found.window is None or self._columns.length + width <= found.window
+        if fits or not found.shifts or not (isinstance(mask, torch.Tensor) and mask.dim() == 2):
+            return [width]
+        return [int(count) for count in mask.sum(1)]
 
     def _positions(
         self, like: torch.Tensor, tokens: torch.Tensor | None, past: int, kwargs: dict[str, Any]

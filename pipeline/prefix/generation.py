@@ -105,7 +105,15 @@ def _behind(
 def search(
     max_new_tokens: int, beams: int, *, eos_token_id: int | Sequence[int], pad_token_id: int
 ) -> GenerationConfig:
-    """Greedy or beam search, as transformers is told of it."""
+    """Greedy or beam search, as transformers is told of it.
+
+    Raises:
+        PrefixError: a search of no width, or for no token.
+    """
+    if beams < 1 or max_new_tokens < 1:
+        raise PrefixError(
+            f"generation: got beams = {beams} and max_new_tokens = {max_new_tokens}; expected at least 1 of each"
+        )
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         num_beams=beams,
@@ -170,9 +178,8 @@ def continued(
     stand for the prefix for text.
     """
     own = model.generation_config
-    if model.config.is_encoder_decoder:  # what the decoder begins with is no choice
-        start = own.decoder_start_token_id
-        settings.decoder_start_token_id = model.config.decoder_start_token_id if start is None else start
+    if model.config.is_encoder_decoder:  # what the decoder begins with is no choice: as in training
+        settings.decoder_start_token_id = model.config.decoder_start_token_id
         settings.forced_bos_token_id = own.forced_bos_token_id
     model.generation_config = GenerationConfig()
     try:

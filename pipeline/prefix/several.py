@@ -135,18 +135,8 @@ class SeveralAttachment(Attachment):
                 f"got a batch of {len(like)} rows; expected {len(self.rows)}, as many as prefixes were assigned to; "
                 "call assign() with a prefix, or None, for each row"
             )
-        window, given = self._anatomy.window, kwargs.get("position_ids")
-        width = past + like.shape[1]
-        if window is None or (given is None and self._columns.length + width <= window):
-            return
-        mask = kwargs.get("attention_mask")
-        if given is not None:
-            tokens = (given.amax(1) + 1).expand(len(like)).tolist()
-        elif isinstance(mask, torch.Tensor) and mask.dim() == 2:
-            tokens = mask.sum(1).tolist()
-        else:
-            tokens = [width] * len(like)
-        self._check_rows_fit(tokens)
+        spans = self._spans(like, past, kwargs)
+        self._check_rows_fit(spans * (len(like) // len(spans)))
 
     def _check_rows_fit(self, tokens: Sequence[int]) -> None:
         """Raise PrefixError where a row's own prefix and so many tokens do not fit the window."""

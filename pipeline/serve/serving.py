@@ -111,19 +111,23 @@ class Predictor:
     def _generate(self, sources: Sequence[str]) -> list[str]:
         import torch
 
-        from pipeline.prefix.generation import generate
+        from pipeline.prefix.architecture import anatomy
+        from pipeline.prefix.generation import fitting, generate
 
+        found, most = anatomy(self._model), self._settings["max_new_tokens"]
         rows = [encoded.input_ids for encoded in self._encoder.sources(sources, [[""]] * len(sources))]
         if self._truncate:
             rows = [self._encoder.cut_prompt(*pair) for pair in zip(rows, sources, strict=True)]
         by_room: defaultdict[int, list[int]] = defaultdict(list)
         for i, row in enumerate(rows):
-            room = min(self._settings["max_new_tokens"], self._encoder.room(row))
-            if room < 1:
+            if not row:
+                raise PrefixError(f"row {i}: the source {sources[i]!r} has no tokens; expected a text")
+            if len(row) > self._encoder.longest_prompt:
                 raise PrefixError(
                     f"row {i}: the source has {len(row)} tokens; expected at most {self._encoder.longest_prompt}"
                 )
-            by_room[room].append(i)
+            # As in the evaluation: data.max_tokens says what is read, not what is written.
+            by_room[fitting(found, len(row), most, self._prefix.length)].append(i)
         texts = [""] * len(rows)
         left = not self._model.config.is_encoder_decoder  # BART counts positions from a row's beginning
         with self._turn, torch.inference_mode():

@@ -398,6 +398,9 @@ def test_the_tokenizer_gives_what_transformers_gives_without_importing_torch(enc
         (None, None, "</s>"),
         (7, 2, "</s>"),  # a word, from a default number
         (50_256, 2, "</s>"),
+        (1, 2, "</s>"),  # <unk>, by another default number
+        ([0, 2], None, "<s>"),  # <pad> is no end either
+        (46, 2, "<|end|>"),  # special by its file, with no part of its own
     ],
 )
 def test_a_text_ends_with_the_token_that_the_base_ends_it_with(
@@ -406,6 +409,10 @@ def test_a_text_ends_with_the_token_that_the_base_ends_it_with(
     for name, ends in (("generation_config.json", generation_config), ("config.json", config)):
         content = json.loads((decoder / name).read_text())
         (decoder / name).write_text(json.dumps({**content, "eos_token_id": ends}))
+    tokenizer = json.loads((decoder / "tokenizer.json").read_text())
+    named = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    tokenizer["added_tokens"].append({"id": 46, "content": "<|end|>", "special": True, **named})
+    (decoder / "tokenizer.json").write_text(json.dumps(tokenizer))
     assert base_model.tokenizer(resolved(decoder)).eos_token == end
 
 
@@ -516,6 +523,18 @@ def test_an_encoder_decoder_that_names_no_token_to_begin_with_is_refused(
     edit_config(folder, decoder_start_token_id=None)
     with pytest.raises(
         BaseModelError, match=r"config\.json: decoder_start_token_id is None; expected the token"
+    ):
+        base_model.load(resolved(folder), "generation")
+
+
+def test_two_files_that_name_different_tokens_to_begin_with_are_refused(
+    t5_folder: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(t5_folder, tmp_path / "t5")
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "decoder_start_token_id": 9}))
+    with pytest.raises(
+        BaseModelError, match=r"decoder_start_token_id is 0 in config\.json and 9 in generation_config"
     ):
         base_model.load(resolved(folder), "generation")
 

@@ -91,13 +91,6 @@ def test_what_is_too_long_is_cut_at_its_own_end_and_keeps_its_special_tokens(
         assert made.sources(["cat " * 40], [["dog"]])[0].length > 12  # it goes on uncut
 
 
-def test_room_for_an_answer_does_not_depend_on_the_source_while_that_fits(
-    t5: PreTrainedTokenizerFast,
-) -> None:
-    made = encoder(t5)
-    assert [made.room([3] * length) for length in (1, 12, 13)] == [11, 11, 0]
-
-
 def test_max_tokens_is_the_limit_of_a_base_that_names_none_and_without_it_nothing_is_prepared(
     t5: PreTrainedTokenizerFast,
 ) -> None:

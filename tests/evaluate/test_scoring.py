@@ -27,6 +27,10 @@ def test_every_row_is_in_one_batch_that_keeps_the_limits(
     for batch in batches:
         assert 1 <= len(batch) <= size
         assert most is None or len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= most
+    kinds = [length // 10 for length in lengths]
+    batches = scoring.length_batches(lengths, size, most_tokens=most, alike=kinds)
+    assert sorted(int(i) for batch in batches for i in batch) == list(range(len(lengths)))
+    assert all(len({kinds[i] for i in batch}) == 1 for batch in batches)
     longest = [max(lengths[i] for i in batch) for batch in batches]
     assert longest == sorted(longest, reverse=True)
 
@@ -74,6 +78,24 @@ def test_a_continuation_is_cut_where_the_window_ends(decoder_folder: Path) -> No
         model, None, [[2] * 126], words, batch_size=1, max_new_tokens=50, beams=1, reserved=0, what="rows"
     )
     assert len(text.split()) <= 2
+
+
+def test_a_continuation_does_not_depend_on_what_is_continued_beside_it(decoder_folder: Path) -> None:
+    base = evaluation_world.resolved(decoder_folder)
+    model, words = base_model.load(base, "generation"), base_model.tokenizer(base)
+    words.add_special_tokens({"eos_token": "north"})  # an end that the model does not reach
+    prompts = [[2] * 120, [2, 5], [2] * 100, [2, 38]]
+    found = {
+        size: scoring.generated(
+            model, None, prompts, words, batch_size=size, max_new_tokens=20, beams=1, reserved=4, what="rows"
+        )
+        for size in (4, 1)
+    }
+    assert found[4] == found[1]
+    short = scoring.generated(
+        model, None, prompts[1:2], words, batch_size=1, max_new_tokens=4, beams=1, reserved=4, what="rows"
+    )
+    assert found[4][1] not in ("", *short)  # it had more room than the longest
 
 
 def test_progress_without_a_terminal_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,8 +68,8 @@ def page() -> str:
         "",
         "## Refused",
         "",
-        f"{', '.join(REFUSED)}: they have no attention layer that a prefix can enter, share keys and values between layers, or",
-        "attend more than once in a layer. They are refused with one error before anything is computed (tests/prefix/test_architecture.py).",
+        f"{', '.join(REFUSED)}: they have no attention layer that a prefix can enter, share keys and values between layers,",
+        "attend more than once in a layer, or route the tokens of an encoder-decoder to experts. They are refused with one error before anything is computed (tests/prefix/test_architecture.py).",
     ]
     return "\n".join(lines) + "\n"
 

@@ -157,6 +157,14 @@ REFUSED: dict[str, dict[str, Any]] = {
     "Deberta": {},
     "DiffLlama": {"num_key_value_heads": 2},
     "Doge": {"num_key_value_heads": 2},
+    "SwitchTransformers": {
+        "d_model": 32,
+        "d_ff": 48,
+        "d_kv": 8,
+        "num_layers": 2,
+        "num_heads": 4,
+        "num_experts": 2,
+    },
 }
 
 

@@ -180,6 +180,25 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda folder: (folder / "adapter_config.json").unlink(),
         "adapter_config.json: no such file",
     ),
+    "config a folder": (
+        lambda folder: [(folder / "adapter_config.json").unlink(), (folder / "adapter_config.json").mkdir()],
+        "adapter_config.json: cannot be read: Is a directory",
+    ),
+    "weights a folder": (
+        lambda folder: [
+            (folder / "adapter_model.safetensors").unlink(),
+            (folder / "adapter_model.safetensors").mkdir(),
+        ],
+        "adapter_model.safetensors: cannot be read: ",
+    ),
+    "more than a float32 holds": (
+        tensor_edit(
+            lambda t: t.update(
+                prompt_embeddings=torch.full_like(t["prompt_embeddings"], 1e60, dtype=torch.float64)
+            )
+        ),
+        "prompt_embeddings: got NaN or inf",
+    ),
     "no weights": (
         lambda folder: (folder / "adapter_model.safetensors").unlink(),
         "safetensors: no such file",

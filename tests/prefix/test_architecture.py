@@ -11,7 +11,7 @@ import transformers
 from pipeline.errors import PrefixError
 from pipeline.prefix.architecture import anatomy
 from pipeline.prefix.tuning import PrefixShape
-from tests.prefix.models import DECODERS, REFUSED, config_of, decoder, encoder, encoder_decoder
+from tests.prefix.models import DECODERS, REFUSED, SMALL, config_of, decoder, encoder, encoder_decoder
 
 REASONS = {
     "Mamba": "has no attention layer that a prefix can enter",
@@ -19,13 +19,28 @@ REASONS = {
     "Deberta": "has no attention layer that a prefix can enter",
     "DiffLlama": "attends more than once in a layer, or with a mask of a layer's own \\(DiffLlamaAttention\\)",
     "Doge": "attends more than once in a layer, or with a mask of a layer's own \\(DogeAttention\\)",
+    "SwitchTransformers": "routes tokens to experts in an encoder-decoder, whose outputs are of another kind",
     "Gemma3n": "shares keys and values between layers \\(num_kv_shared_layers = 1\\)",
 }
 
 
+def test_a_decoder_that_is_a_whole_language_model_is_refused() -> None:
+    small = {**SMALL, "num_hidden_layers": 1}
+    parts = [
+        transformers.BertConfig(**small),
+        transformers.BertConfig(**small, is_decoder=True, add_cross_attention=True),
+    ]
+    model = transformers.EncoderDecoderModel(
+        transformers.EncoderDecoderConfig.from_encoder_decoder_configs(*parts)
+    )
+    with pytest.raises(PrefixError, match=r"has a whole language model \(BertLMHeadModel\) for its decoder"):
+        PrefixShape.of_model(model)
+
+
 @pytest.mark.parametrize("family", REFUSED)
 def test_what_cannot_carry_a_prefix_is_refused_in_one_sentence(family: str) -> None:
-    name = {"Deberta": "DebertaModel"}.get(family, f"{family}ForCausalLM")
+    kinds = {"Deberta": "Model", "SwitchTransformers": "ForConditionalGeneration"}
+    name = family + kinds.get(family, "ForCausalLM")
     with torch.device("meta"):
         model = getattr(transformers, name)(config_of(family, REFUSED[family]))
     sentence = (

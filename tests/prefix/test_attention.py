@@ -14,6 +14,7 @@ from pipeline.errors import PrefixError
 from pipeline.prefix.architecture import anatomy
 from pipeline.prefix.attention import attach
 from pipeline.prefix.generation import generate
+from pipeline.prefix.several import attach_several
 from pipeline.prefix.tuning import Prefix, PrefixShape
 from tests.prefix import loop
 from tests.prefix.models import (
@@ -21,6 +22,7 @@ from tests.prefix.models import (
     batch,
     decoder,
     encoder,
+    encoder_decoder,
     in_peft,
     least,
     random_prefix,
@@ -350,6 +352,31 @@ def test_a_prefix_and_a_text_that_just_fit_the_window_are_computed() -> None:
     assert logits(model, random_prefix(model, 5), input_ids=torch.full((1, 57), 7)).isfinite().all()
 
 
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("make", [decoder, encoder])
+def test_padding_takes_no_positions_where_the_tokens_alone_are_counted(make: Any, several: bool) -> None:
+    """8 tokens in rows of 62 columns, with a prefix of 5 in a window of 64."""
+    model, mask = make(), (torch.arange(62) < 8).long()[None]
+    prefix, tokens = random_prefix(model, 5), torch.full((1, 62), 7)
+    with attach(model, prefix), torch.no_grad():
+        alone = model(input_ids=tokens[:, :8]).logits
+    with attach_several(model, [prefix], [0]) if several else attach(model, prefix), torch.no_grad():
+        wide = model(input_ids=tokens, attention_mask=mask).logits
+    assert (wide[:, : alone.shape[1]] - alone).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_padding_takes_positions_where_the_base_counts_columns(several: bool) -> None:
+    model = encoder_decoder("Bart")
+    prefix, tokens = random_prefix(model, 5), torch.full((1, 65), 7)
+    mask = (torch.arange(65) < 8).long()[None]
+    with (
+        attach_several(model, [prefix], [0]) if several else attach(model, prefix),
+        pytest.raises(PrefixError, match="input of 65 tokens"),
+    ):
+        model(input_ids=tokens, attention_mask=mask, decoder_input_ids=tokens[:, :2])
+
+
 def test_an_attention_implementation_that_cannot_be_wrapped_is_refused() -> None:
     model = decoder()
     model.config._attn_implementation_internal = "flash_attention_2"
@@ -461,6 +488,8 @@ def test_a_copy_of_a_model_with_a_prefix_has_its_own(family: str) -> None:
     model = decoder(family)
     prefix = random_prefix(model)
     with attach(model, prefix), torch.no_grad():
+        with torch.enable_grad():
+            model(**batch())  # leaves tensors with a graph, which cannot be copied
         twin = copy.deepcopy(model)
         before = twin(**batch()).logits
         prefix.vectors.mul_(-1)

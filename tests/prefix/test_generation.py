@@ -134,6 +134,13 @@ def test_what_would_leave_the_window_is_refused_before_anything_is_computed() ->
         generate(model, random_prefix(model), **batch(side="left"), **settings(max_new_tokens=51))
 
 
+@pytest.mark.parametrize("wrong", [{"beams": 0}, {"max_new_tokens": 0}])
+def test_a_search_for_nothing_is_refused(wrong: dict[str, int]) -> None:
+    model = decoder()
+    with pytest.raises(PrefixError, match="expected at least 1 of each"):
+        generate(model, random_prefix(model), **batch(side="left"), **settings(**wrong))
+
+
 def test_an_encoder_does_not_generate() -> None:
     model = encoder()
     with pytest.raises(PrefixError, match="BertForSequenceClassification does not generate"):

@@ -151,6 +151,26 @@ def test_answers_of_an_encoder_decoder_are_transformers_own_on_each_source_alone
     assert len(set(got)) > 1
 
 
+def test_what_is_written_is_as_long_as_in_the_evaluation_whatever_may_be_read(
+    answerer: World, generator: World
+) -> None:
+    texts = ["cat", "dog bird"]
+    for world in (answerer, generator):
+        params = {**world.record().params, "data": {"too_long": "error", "max_tokens": 5}}
+        assert list(world.predictor(params=params)(texts).text) == list(world.predictor()(texts).text)
+
+
+def test_a_source_without_tokens_is_refused(tmp_path: Path) -> None:
+    def bare(folder: Path) -> Path:
+        tiny.tiny_t5(folder)
+        path = folder / "tokenizer.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "post_processor": None}))
+        return folder
+
+    with pytest.raises(PrefixError, match="row 1: the source '' has no tokens; expected a text"):
+        World(tmp_path, "generation", bare).predictor()(["cat", ""])
+
+
 def test_answers_of_an_encoder_decoder_do_not_depend_on_order_or_company(answerer: World) -> None:
     predict = answerer.predictor()
     together, backwards = list(predict(TEXTS).text), list(predict(TEXTS[::-1]).text)[::-1]
