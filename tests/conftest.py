@@ -18,6 +18,14 @@ from tests import tiny
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """More would only wait for each other over matrices so small."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.tiny_encoder(tmp_path_factory.mktemp("encoder"))

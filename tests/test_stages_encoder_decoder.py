@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from pipeline import stages
 from pipeline.data.splits import row_id
@@ -50,7 +49,6 @@ def test_a_generation_prefix_on_a_t5_is_trained_judged_registered_and_served(
 ) -> None:
     import mlflow
 
-    before = torch.get_num_threads()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PREFIXLINE_WORKSPACE", str(tmp_path))
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
@@ -78,7 +76,6 @@ def test_a_generation_prefix_on_a_t5_is_trained_judged_registered_and_served(
 
     for stage in ("prepare", "train", "evaluate"):
         assert stages.main([stage, "words"]) == 0, capsys.readouterr().err
-    torch.set_num_threads(before)
 
     artifacts = tmp_path / "artifacts" / "words"
     evaluated = json.loads((artifacts / "evaluated.json").read_text())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
@@ -34,14 +33,6 @@ PREFIX = PrefixParams(length=4)
 RATES = {"prefix": 0.1, "prompt": 0.1, "ptuning": 0.01, "lora": 0.02}
 SOURCES = [[5, 9, 2], [7, 2], [8, 4, 12, 8, 2]]
 TARGETS = [[[8, 6, 2], [9, 2]], [[4, 2]], [[5, 6, 7, 8, 2]]]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=["t5", "bart"])

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from tests.prefix.architecture_page import PAGE, page
 from tests.prefix.properties import CASES, PROPERTIES, Case, outcome
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def test_the_table_has_the_cases_it_is_meant_to() -> None:

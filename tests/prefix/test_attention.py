@@ -32,11 +32,6 @@ from tests.prefix.models import (
 TOLERANCE = 1e-5
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def logits(model: Any, prefix: Prefix, **inputs: torch.Tensor) -> torch.Tensor:
     with attach(model, prefix), torch.no_grad():
         result: torch.Tensor = model(**inputs).logits

@@ -17,11 +17,6 @@ NEW = 6
 END = 60  # not in the vocabulary of 60, so no search ends early by itself
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def log_probabilities(model: Any, prefix: Prefix, tokens: list[int]) -> torch.Tensor:
     """Of the next token, without cache or padding."""
     with attach(model, prefix), torch.no_grad():

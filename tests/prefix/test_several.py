@@ -33,11 +33,6 @@ LENGTHS = (5, 2, 7)
 NEW, END = 6, 60  # END is not in the vocabulary of 60, so no search ends early by itself
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def prefixes_of(model: Any, *, scale: float = 1.0) -> list[Prefix]:
     return [random_prefix(model, length, seed=length, scale=scale) for length in LENGTHS]
 

@@ -26,7 +26,6 @@ from pipeline.serve.serving import Predictor
 from tests import mlflow_world, tiny
 from tests.mlflow_world import LABELS, TEXTS
 
-torch.set_num_threads(1)
 KEY = "1" * 64
 
 

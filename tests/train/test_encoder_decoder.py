@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +32,6 @@ SOURCES = [[5, 9, 1], [7, 1], [3, 4, 12, 8, 1], [20, 21, 22, 23, 24, 1]]
 TARGETS = [[[8, 6, 1], [9, 1], [9, 10, 11, 12, 1]], [[4, 1]], [[5, 6, 7, 8, 1], [3, 1]], [[1], [7, 8, 1]]]
 TOKENS = 23
 """Of all targets."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=["t5", "bart"])

@@ -31,11 +31,6 @@ SETTINGS: list[dict[str, Any]] = [
 LENGTHS, LABELS = (5, 2, 7), (5, 3, 4)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def class_rows(count: int, seed: int, pad: int) -> Rows:
     draw = torch.Generator().manual_seed(seed)
     lengths = torch.randint(2, 12, (count,), generator=draw).tolist()

@@ -43,7 +43,6 @@ def decoder(kind: str) -> PreTrainedModel:
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2"])
 def test_the_generation_loss_is_transformers_own_over_each_reference_summed(kind: str, packed: bool) -> None:
     """Gemma 2 caps its logits after the head, which must not be lost with the gathered positions."""
-    torch.set_num_threads(1)
     model = decoder(kind)
     data = datasets.Dataset.from_dict({"input_ids": PROMPTS, "target_ids": TARGETS})
     rows = GenerationRows(data, pad=0, model=model if packed else None)

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,14 +56,6 @@ UNEVEN: Mapping[str, Any] = {
 
 ONE_IN_THE_LAST: Mapping[str, Any] = {"batch_size": 3, "epochs": 1, "weight_decay": 0.1, "patience": None}
 """14 steps over 40 rows, one of which has a single example: the other process has none, nor one for validation."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -165,11 +157,8 @@ def together(
     generation: Bench, classification: Bench, folder: Path
 ) -> dict[str, list[list[dict[str, Any] | None]]]:
     """{root: per run there, what it came to in each process} of `RUNS`, under torchrun."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
     with pytest.raises(CrashError):
         generation.beside("from_one").train(on_curve=at_step(6, crash), **UNEVEN)
-    torch.set_num_threads(before)
     runs = []
     for run in RUNS:
         bench = classification if run.get("task") == "classification" else generation

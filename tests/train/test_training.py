@@ -58,14 +58,6 @@ TRAINING = {
 """10 steps over 40 training rows, with validations after steps 3, 5, 8 and 10."""
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def resolved(folder: Path) -> ResolvedBase:
     params = {"source": {"path": str(folder)}, "digest": digest(identity_files(folder))}
     return base_model.resolve("tiny", BaseModelParams.model_validate(params), folder)
