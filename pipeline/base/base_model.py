@@ -288,8 +288,8 @@ def _refuse_incomplete(config: Any, base: ResolvedBase) -> None:
             f"{base.folder / CONFIG}: decoder_start_token_id is {start}; expected the token that the decoder begins with"
         )
     if GENERATION_CONFIG in base.files:
-        other = read_json(base.folder / GENERATION_CONFIG, base.name).get("decoder_start_token_id", start)
-        if other != start:
+        other = read_json(base.folder / GENERATION_CONFIG, base.name).get("decoder_start_token_id")
+        if other not in (None, start):
             raise BaseModelError(
                 f"{base.folder}: decoder_start_token_id is {start} in {CONFIG} and {other} in {GENERATION_CONFIG}; "
                 "expected the same: a prefix is trained behind the first, and PEFT would generate behind the second"

@@ -532,7 +532,12 @@ def test_two_files_that_name_different_tokens_to_begin_with_are_refused(
 ) -> None:
     folder = shutil.copytree(t5_folder, tmp_path / "t5")
     path = folder / "generation_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "decoder_start_token_id": 9}))
+    content = json.loads(path.read_text())
+    path.write_text(
+        json.dumps({**content, "decoder_start_token_id": None})
+    )  # names none: nothing to contradict
+    base_model.load(resolved(folder), "generation")
+    path.write_text(json.dumps({**content, "decoder_start_token_id": 9}))
     with pytest.raises(
         BaseModelError, match=r"decoder_start_token_id is 0 in config\.json and 9 in generation_config"
     ):
