@@ -171,12 +171,13 @@ def generated(
     max_new_tokens: int,
     beams: int,
     reserved: int,
-    what: str,
+    what: str | None,
 ) -> list[str]:
     """The model's continuation of each prompt (or answer to a source) up to its end token, by greedy or beam search.
 
     Args:
         reserved: positions of the window that are not for tokens; long prompts get shorter continuations.
+        what: what progress is shown of; None shows none.
 
     Returns:
         The texts, stripped.
@@ -245,7 +246,7 @@ def length_batches(
 def _batches(
     lengths: Sequence[int],
     batch_size: int,
-    what: str,
+    what: str | None,
     *,
     most_tokens: int | None = None,
     alike: Sequence[int] | None = None,
@@ -253,6 +254,9 @@ def _batches(
 ) -> Iterator[NDArray[np.int64]]:
     """`length_batches` with progress on stderr: a bar in a terminal, elsewhere a line now and then."""
     batches = length_batches(lengths, batch_size, most_tokens=most_tokens, alike=alike)
+    if what is None:
+        yield from batches
+        return
     stream = stream or sys.stderr
     if stream.isatty():
         yield from track(batches, what, console=Console(file=stream), transient=True)

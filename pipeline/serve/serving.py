@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,6 @@ from pipeline.register.lineage import LineageRecord
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]
-    import torch
     from mlflow.pyfunc import PythonModelContext
 
     from pipeline.data.encoding import Encoded
@@ -94,6 +92,7 @@ class Predictor:
         import numpy as np
         import torch
 
+        from pipeline.evaluate.scoring import padded
         from pipeline.prefix.attention import attach
 
         rows = [
@@ -103,7 +102,7 @@ class Predictor:
         probabilities = np.empty((len(rows), len(self._labels)))
         with self._turn, torch.inference_mode(), attach(self._model, self._prefix):
             for part in self._batches(range(len(rows)), rows):
-                ids, mask = _padded([rows[i] for i in part], self._pad, left=False)
+                ids, mask = padded([rows[i] for i in part], self._pad)
                 logits = self._model(input_ids=ids, attention_mask=mask).logits
                 probabilities[part] = logits.double().softmax(-1).numpy()
         return probabilities
@@ -111,14 +110,11 @@ class Predictor:
     def _generate(self, sources: Sequence[str]) -> list[str]:
         import torch
 
-        from pipeline.prefix.architecture import anatomy
-        from pipeline.prefix.generation import fitting, generate
+        from pipeline.evaluate import scoring
 
-        found, most = anatomy(self._model), self._settings["max_new_tokens"]
         rows = [encoded.input_ids for encoded in self._encoder.sources(sources, [[""]] * len(sources))]
         if self._truncate:
             rows = [self._encoder.cut_prompt(*pair) for pair in zip(rows, sources, strict=True)]
-        by_room: defaultdict[int, list[int]] = defaultdict(list)
         for i, row in enumerate(rows):
             if not row:
                 raise PrefixError(f"row {i}: the source {sources[i]!r} has no tokens; expected a text")
@@ -126,27 +122,18 @@ class Predictor:
                 raise PrefixError(
                     f"row {i}: the source has {len(row)} tokens; expected at most {self._encoder.longest_prompt}"
                 )
-            # As in the evaluation: data.max_tokens says what is read, not what is written.
-            by_room[fitting(found, len(row), most, self._prefix.length)].append(i)
-        texts = [""] * len(rows)
-        left = not self._model.config.is_encoder_decoder  # BART counts positions from a row's beginning
         with self._turn, torch.inference_mode():
-            for room, members in by_room.items():
-                for part in self._batches(members, rows):
-                    ids, mask = _padded([rows[i] for i in part], self._pad, left=left)
-                    new = generate(
-                        self._model,
-                        self._prefix,
-                        ids,
-                        mask,
-                        max_new_tokens=room,
-                        eos_token_id=self._words.eos_token_id,
-                        pad_token_id=self._pad,
-                        beams=self._settings["beams"],
-                    )
-                    for i, tokens in zip(part, new, strict=True):
-                        texts[i] = self._words.decode(tokens, skip_special_tokens=True).strip()
-        return texts
+            return scoring.generated(
+                self._model,
+                self._prefix,
+                rows,
+                self._words,
+                batch_size=self._settings["batch_size"],
+                max_new_tokens=self._settings["max_new_tokens"],
+                beams=self._settings["beams"],
+                reserved=self._prefix.length,
+                what=None,
+            )
 
     def _fitting(self, i: int, text: str, encoded: Encoded) -> list[int]:
         if encoded.length <= self._encoder.limit:
@@ -183,17 +170,3 @@ class PrefixModel(PythonModel):  # type: ignore[misc]
         """
         is_frame = hasattr(model_input, "iloc")
         return self._predictor(list(model_input.iloc[:, 0]) if is_frame else list(model_input))
-
-
-def _padded(rows: Sequence[Sequence[int]], pad: int, *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and mask, each [rows, longest]."""
-    import torch
-
-    width = max(len(row) for row in rows)
-    ids = torch.full((len(rows), width), pad)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        span = slice(width - len(row), width) if left else slice(0, len(row))
-        ids[i, span] = torch.tensor(row)
-        mask[i, span] = 1
-    return ids, mask
