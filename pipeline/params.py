@@ -155,7 +155,8 @@ class DataParams(_Section):
 class PrefixParams(_Section):
     """The prefix: `length` vectors per attention layer, and where they start.
 
-    `initialisation: random` draws from a normal distribution with standard deviation `random_scale`.
+    `initialisation: random` draws from a normal distribution with standard deviation `random_scale`, values
+    with `random_value_scale` where that is not null: small ones leave the base's own answers nearly as they are at first.
 
     `initialisation: text` starts from the base's own keys and values on a prompt: on the first `length` tokens of
     `text`, which must have as many; or, where `text` is null, of a text made from the task, repeated where it is
@@ -176,6 +177,7 @@ class PrefixParams(_Section):
     text: Annotated[str, Field(min_length=1)] | None = None
     text_from: TextFrom | None = None
     random_scale: Annotated[float, Field(gt=0)] = 0.5
+    random_value_scale: Annotated[float, Field(gt=0)] | None = None
     version: Annotated[str, StringConstraints(pattern=VERSION)] | None = None
     adapter: Annotated[str, Field(min_length=1)] | None = None
     projection: Annotated[int, Field(ge=1)] | None = None

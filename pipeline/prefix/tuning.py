@@ -125,20 +125,32 @@ class Prefix(nn.Module):
         return rows
 
     @torch.no_grad()
-    def init_random(self, scale: float, generator: torch.Generator) -> None:
-        """Start from random vectors with standard deviation `scale`.
+    def init_random(
+        self, scale: float, generator: torch.Generator, *, value_scale: float | None = None
+    ) -> None:
+        """Start from random vectors with standard deviation `scale`, the values with `value_scale` where it is given.
 
         With a projection the MLP is drawn (embedding from N(0, 1), layers uniform, as PEFT does) and its last
         layer scaled so that the vectors have that standard deviation.
         """
+        values = 1.0 if value_scale is None else value_scale / scale
+        shares = torch.cat(
+            [
+                torch.full((layer.heads * size,), share)
+                for layer in self.shape.layers
+                for size, share in ((layer.key_size, 1.0), (layer.value_size, values))
+            ]
+        )  # [S]
         if self.projection is None:
             self.vectors.normal_(0.0, scale, generator=generator)
+            self.vectors.mul_(shares.to(self.vectors.device))
             return
         self._draw_hidden(generator)
         last = self.spread
         nn.init.uniform_(last.weight, -1.0, 1.0, generator=generator)
         nn.init.zeros_(last.bias)
         last.weight.mul_(scale / self.key_values().std())
+        last.weight.mul_(shares[:, None].to(last.weight.device))
 
     @torch.no_grad()
     def init_from(self, key_values: torch.Tensor) -> None:

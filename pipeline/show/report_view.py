@@ -333,7 +333,9 @@ def _start(start: Mapping[str, Any]) -> str | None:
             }
             return f"{made_of[start['made_of']]}: {start['text']}"
         case "random":
-            return f"random vectors of standard deviation {start['scale']:g}"
+            own = start.get("value_scale")
+            values = "" if own is None else f" (values {own:g})"
+            return f"random vectors of standard deviation {start['scale']:g}{values}"
         case "version":
             return f"version {start['version']} of {start['prefix']}{_head(start)}"
         case "adapter":

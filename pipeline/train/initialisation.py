@@ -44,7 +44,8 @@ class Start:
     Attributes:
         head: the head's parameters to begin with, by name; empty where the model's own are to be trained.
         record: plain JSON that says what it started from: {"from": "text", "text", "made_of"}, {"from": "random",
-            "scale"}, or {"from": "version" or "adapter", "adapter_digest", who it is, "head": "continued" or "new"}.
+            "scale", and "value_scale" where the values have their own}, or {"from": "version" or "adapter",
+            "adapter_digest", who it is, "head": "continued" or "new"}.
     """
 
     prefix: Prefix
@@ -79,8 +80,10 @@ def start(
     if warm_start is not None:
         return _continued(prefix, model, warm_start, labels)
     if not params.from_text:
-        prefix.init_random(params.random_scale, torch.Generator().manual_seed(seed))
-        return Start(prefix, {"from": "random", "scale": params.random_scale})
+        values = params.random_value_scale
+        prefix.init_random(params.random_scale, torch.Generator().manual_seed(seed), value_scale=values)
+        record = {"from": "random", "scale": params.random_scale}
+        return Start(prefix, record if values is None else {**record, "value_scale": values})
     text, made_of, ids = start_text.start_tokens(params, task, tokenizer=tokenizer, labels=labels, rows=rows)
     prefix.init_from(text_key_values(model, torch.tensor(ids, device=model.device)))
     return Start(prefix, {"from": "text", "text": text, "made_of": made_of})

@@ -74,6 +74,19 @@ def test_random_vectors_have_the_scale_and_follow_the_seed(projection: int | Non
     assert not torch.equal(first.key_values(), other.key_values())
 
 
+@pytest.mark.parametrize("projection", [None, 16])
+def test_values_can_start_on_a_scale_of_their_own_beside_the_same_keys(projection: int | None) -> None:
+    shape = PrefixShape((LayerShape(4, 8, 16),) * 6)
+    alike, apart = (Prefix(shape, 16, projection=projection) for _ in range(2))
+    alike.init_random(0.25, drawn(3))
+    apart.init_random(0.25, drawn(3), value_scale=0.01)
+    for (keys, values), (same_keys, own_values) in zip(
+        shape.per_layer(alike.key_values()), shape.per_layer(apart.key_values()), strict=True
+    ):
+        assert torch.equal(keys, same_keys)
+        assert own_values.allclose(0.04 * values, atol=1e-7)
+
+
 @pytest.mark.parametrize("projection", [None, 5, 32])
 def test_given_vectors_are_taken_over(projection: int | None) -> None:
     vectors = torch.randn((5, SHAPE.size), generator=drawn())

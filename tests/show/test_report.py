@@ -31,6 +31,10 @@ STARTS: tuple[tuple[dict[str, Any], str], ...] = (
     ({"from": "text", "made_of": "labels", "text": "card pin"}, "the labels: card pin"),
     ({"from": "random", "scale": 0.02}, "random vectors of standard deviation 0.02"),
     (
+        {"from": "random", "scale": 0.5, "value_scale": 0.05},
+        "random vectors of standard deviation 0.5 (values 0.05)",
+    ),
+    (
         {"from": "version", "prefix": "cards", "version": "3", "adapter_digest": DIGEST, "head": "continued"},
         "version 3 of cards and its head",
     ),

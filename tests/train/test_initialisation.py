@@ -117,6 +117,14 @@ def test_a_random_start_has_the_scale_it_records_and_follows_the_seed(tokenizer:
     assert begun.prefix.key_values().std().item() == pytest.approx(0.3, rel=0.1)
 
 
+def test_a_random_start_records_the_scale_of_the_values_where_they_have_their_own(tokenizer: Any) -> None:
+    begun = begin(base(3), tokenizer, initialisation="random", random_scale=0.3, random_value_scale=0.02)
+    assert begun.record == {"from": "random", "scale": 0.3, "value_scale": 0.02}
+    keys, values = begun.prefix.shape.per_layer(begun.prefix.key_values())[0]
+    assert keys.std().item() == pytest.approx(0.3, rel=0.2)
+    assert values.std().item() == pytest.approx(0.02, rel=0.2)
+
+
 @pytest.mark.parametrize("initialisation", ["random", "text"])
 def test_a_prefix_that_fills_the_window_is_refused_before_anything_is_computed(
     tokenizer: Any, initialisation: str
