@@ -1,7 +1,7 @@
 """Training throughput and peak memory: ours, PEFT's prefix tuning under transformers' Trainer, and the floor.
 
     python benchmarks/training.py --data FOLDER [--shape llama|gpt2] [--length 10] [--steps 20] [--pairs 5]
-                                  [--references 3] [--dtype float32|bfloat16] [--pieces 1] [--recompute]
+                                  [--references 3] [--dtype float32|bfloat16] [--pieces 1] [--recompute] [--profile]
 
 `--data` holds E2E's trainset.csv (mr, ref) or WebNLG's train.jsonl (source, references); `--references` of each
 source that has so many are used. The base is a random model with 32,000 words, the text is split by a byte-level BPE
@@ -19,7 +19,8 @@ step in float32, or the benchmark fails. `--dtype` is for all sides; `--pieces` 
 
 Prints JSON: targets a second of the clock and of processor time, and the ratios of each pair, smallest / median /
 largest; peak memory of each process over all its steps, and what of it came on top of a process that has everything
-imported and its model built.
+imported and its model built. `--profile` does one more step on each side, under torch's profiler: the floating-point
+operations of its matrix products, and where its processor time goes, operator by operator; memory is then the profiler's too.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--pieces", type=int, default=1, help="ours: batches in a step")
     parser.add_argument("--recompute", action="store_true", help="ours: gradient checkpointing")
+    parser.add_argument("--profile", action="store_true", help="one more step on each side, profiled")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
@@ -89,6 +91,8 @@ def main() -> None:
             }
             result[side]["memory_of_ours"] = round(mine.peak_mb / run.peak_mb, 3)
             result[side]["memory_in_training_of_ours"] = round(mine.training_mb / run.training_mb, 3)
+        if run.profile:
+            result[side]["profile"] = run.profile
     print(json.dumps(result, indent=2))
 
 
@@ -108,6 +112,7 @@ class Run:
     losses: list[float] = field(default_factory=list)
     peak_mb: float = 0.0
     training_mb: float = 0.0
+    profile: dict[str, Any] = field(default_factory=dict)
 
     def turn(self, steps: int) -> None:
         """Let the process do its next `steps` steps."""
@@ -151,6 +156,7 @@ def run_in_turns(arguments: argparse.Namespace, prepared: Path) -> tuple[dict[st
     for run in runs.values():
         end = run.reply()
         run.losses, run.peak_mb, run.training_mb = end["losses"], end["peak_mb"], end["training_mb"]
+        run.profile = end["profile"]
         run.process.wait()
     mine, theirs = runs["ours"].losses, runs["trainer_grouped"].losses
     furthest = max(abs(a - b) for a, b in zip(mine, theirs, strict=True))
@@ -170,13 +176,45 @@ class Clock:
     def after(self, step: int) -> None:
         """To be called after step number `step`, from 1; the first warms up."""
         turns, within = divmod(step - 1, self.steps)
-        if within:
+        if within or turns > self.pairs:
             return
         seconds, cpu_seconds = time.monotonic() - self.began[0], time.process_time() - self.began[1]
         print(REPLY + json.dumps({"seconds": seconds, "cpu_seconds": cpu_seconds}), flush=True)
         if turns < self.pairs:
             sys.stdin.readline()
             self.began = time.monotonic(), time.process_time()
+
+
+class Profile:
+    """In a side's process: torch's profiler over its last step, where that is asked for."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.step = arguments.pairs * arguments.steps + 2 if arguments.profile else None
+        self.found: dict[str, Any] = {}
+
+    def before(self, step: int) -> None:
+        """To be called before step number `step`, from 1."""
+        if step == self.step:
+            import torch
+
+            self._profiler = torch.profiler.profile(
+                activities=[torch.profiler.ProfilerActivity.CPU], with_flops=True
+            )
+            self._profiler.start()
+
+    def after(self, step: int) -> None:
+        """To be called after it."""
+        if step != self.step:
+            return
+        self._profiler.stop()
+        events = self._profiler.key_averages()
+        total = sum(event.self_cpu_time_total for event in events)
+        slowest = sorted(events, key=lambda event: -event.self_cpu_time_total)[:8]
+        self.found = {
+            "gflop_of_products": round(sum(event.flops for event in events) / 1e9, 1),
+            "seconds": round(total / 1e6, 3),
+            "share_of_time": {e.key: round(e.self_cpu_time_total / total, 3) for e in slowest},
+        }
 
 
 def count_targets(step: list[Any]) -> int:
@@ -203,9 +241,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(arguments.threads)
     steps = json.loads(arguments.prepared.read_text(encoding="utf-8"))[order_of(arguments.side)]
     side = ours if arguments.side in ("ours", "floor") else trainer
-    losses, before = side(base_model(arguments.shape), steps, arguments)
+    profile = Profile(arguments)
+    losses, before = side(base_model(arguments.shape), steps, arguments, profile)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"losses": losses[1:], "peak_mb": round(peak, 1), "training_mb": round(peak - before, 1)}
+    memory = {"peak_mb": round(peak, 1), "training_mb": round(peak - before, 1)}
+    return {"losses": losses[1:], **memory, "profile": profile.found}
 
 
 def resident_mb() -> float:
@@ -215,7 +255,7 @@ def resident_mb() -> float:
 
 
 def prepare(arguments: argparse.Namespace) -> dict[str, list[Any]]:
-    """Token ids of `--pairs` · `--steps` + 1 steps, [source, references] each: of like lengths as in a retraining, and random."""
+    """Token ids of `--pairs` · `--steps` + 1 steps (one more for the profile), [source, references] each: of like lengths as in a retraining, and random."""
     import numpy as np
 
     from pipeline.train.batches import epoch_steps
@@ -224,7 +264,8 @@ def prepare(arguments: argparse.Namespace) -> dict[str, list[Any]]:
     lengths = np.array(
         [len(s) + max(map(len, refs)) - 1 for s, refs in zip(sources, references, strict=True)]
     )
-    count, size = arguments.pairs * arguments.steps + 1, ROWS // arguments.references
+    count = arguments.pairs * arguments.steps + 1 + arguments.profile
+    size = ROWS // arguments.references
     grouped = epoch_steps(lengths, size, seed=0, epoch=0)[:count]
     random = np.random.default_rng(0).permutation(len(sources))[: count * size].reshape(count, size)
     return {
@@ -297,7 +338,9 @@ def start(model: Any, length: int) -> Any:
     return prefix
 
 
-def ours(model: Any, steps: list[Any], arguments: argparse.Namespace) -> tuple[list[float], float]:
+def ours(
+    model: Any, steps: list[Any], arguments: argparse.Namespace, profile: Profile
+) -> tuple[list[float], float]:
     """Our engine, or the floor under it."""
     import datasets
     import numpy as np
@@ -323,6 +366,7 @@ def ours(model: Any, steps: list[Any], arguments: argparse.Namespace) -> tuple[l
     clock = Clock(arguments.steps, arguments.pairs)
     with lean(model, recompute=arguments.recompute):
         for step in range(len(steps)):
+            profile.before(step + 1)
             size = len(steps[0])
             batches = rows.batches(np.arange(step * size, (step + 1) * size), arguments.pieces)
             targets = sum(len(batch.targets) for batch in batches)
@@ -336,11 +380,14 @@ def ours(model: Any, steps: list[Any], arguments: argparse.Namespace) -> tuple[l
                 torch.nn.utils.clip_grad_norm_(prefix.parameters(), 1.0)
                 optimiser.step()
             losses.append(loss)
+            profile.after(step + 1)
             clock.after(step + 1)
     return losses, clock.before
 
 
-def trainer(model: Any, steps: list[Any], arguments: argparse.Namespace) -> tuple[list[float], float]:
+def trainer(
+    model: Any, steps: list[Any], arguments: argparse.Namespace, profile: Profile
+) -> tuple[list[float], float]:
     """PEFT's prefix tuning under transformers' Trainer."""
     import torch
     from peft import PrefixTuningConfig, get_peft_model
@@ -364,7 +411,11 @@ def trainer(model: Any, steps: list[Any], arguments: argparse.Namespace) -> tupl
         peft.prompt_encoder.default.embedding.weight.copy_(prefix.key_values())
 
     class InTurns(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            profile.before(state.global_step + 1)
+
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            profile.after(state.global_step)
             clock.after(state.global_step)
 
     class InOrder(Trainer):  # type: ignore[misc]
