@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.audit import asked_rows, digests
-from pipeline.audit.asked_rows import AskedRows, Wanted
+from pipeline.audit.asked_rows import AskedRows
 from pipeline.data.row_index import ROW_INDEX, Columns, RowIndex
 from pipeline.errors import IntegrityError, RegistryError, WorkspaceError
 from pipeline.register import registry, versions
@@ -258,41 +258,37 @@ class _Rows:
         Also how many rows were asked about; None where no index says how a file of rows is to be read.
         """
         unknown = {index: why for index in self._made_from if (why := self._bring(index)) is not None}
-        columns = {index: self._columns(index) for index in self._made_from if index not in unknown}
-        every = tuple(dict.fromkeys(columns.values()))
-        wanted = {index: self._rows.wanted(every, own) for index, own in columns.items()}
-        held = {index: self._held(index, rows) for index, rows in wanted.items()}
-        asked = max(map(len, wanted.values()), default=len(self._rows.texts) or None)
-        found = {
-            key: self._finding(origin.row_index, unknown, held, wanted)
-            for key, origin in self._origins.items()
-        }
-        return found, asked
+        known = [index for index in self._made_from if index not in unknown]
+        # Only a file's rows depend on the columns of all prefixes.
+        every = tuple(dict.fromkeys(map(self._columns, known))) if self._rows.file is not None else ()
+        held = {index: self._held(index, every) for index in known}
+        asked = max((count for _, count in held.values()), default=len(self._rows.texts) or None)
+        return {
+            key: self._finding(origin.row_index, unknown, held) for key, origin in self._origins.items()
+        }, asked
 
     def _finding(
-        self,
-        index: str | None,
-        unknown: Mapping[str, str],
-        held: Mapping[str, int],
-        wanted: Mapping[str, Sequence[Wanted]],
+        self, index: str | None, unknown: Mapping[str, str], held: Mapping[str, tuple[int, int]]
     ) -> Finding:
         if index is None:
             return Finding(None, "it was registered before the rows of a dataset version were indexed")
         if index in unknown:
             return Finding(None, f"the index of its rows cannot be had: {unknown[index]}")
-        if not held[index]:
+        rows, asked = held[index]
+        if not rows:
             return Finding(False, rows=0)
-        asked = len(wanted[index])
-        what = "the row" if asked == 1 else f"{held[index]:,} of the {asked:,} rows"
-        return Finding(True, f"its dataset version holds {what}", rows=held[index])
+        what = "the row" if asked == 1 else f"{rows:,} of the {asked:,} rows"
+        return Finding(True, f"its dataset version holds {what}", rows=rows)
 
     def _columns(self, index: str) -> Columns:
         with self._opened(index) as opened:
             return opened.columns
 
-    def _held(self, index: str, wanted: Sequence[Wanted]) -> int:
+    def _held(self, index: str, every: tuple[Columns, ...]) -> tuple[int, int]:
+        """How many of the rows an index holds, and how many it was asked for."""
         with self._opened(index) as opened:
-            return sum(any(part in opened for part in row) for row in wanted)
+            wanted = self._rows.wanted(every, opened.columns)
+            return sum(any(part in opened for part in row) for row in wanted), len(wanted)
 
     def _opened(self, index: str) -> RowIndex:
         return RowIndex(row_index_file(self._workspace.root, index), index)

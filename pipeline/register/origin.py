@@ -7,7 +7,7 @@ registered, with what of its record a search needs; a version without that tag i
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 
 from pipeline.digest import canonical_json
 from pipeline.register.lineage import LineageRecord
@@ -60,12 +60,13 @@ class Origin:
             origin = cls(**json.loads(value))
         except (TypeError, ValueError):
             return None
-        return origin if origin.tag() == value and all(map(_is_text, astuple(origin))) else None
+        needed = (origin.dataset_md5, origin.base_digest, origin.code_commit)
+        optional = (origin.row_index, origin.warm_start)
+        good = all(isinstance(text, str) for text in needed) and all(
+            text is None or isinstance(text, str) for text in optional
+        )
+        return origin if good else None
 
     def tag(self) -> str:
         """The value of the tag `MADE_FROM`."""
         return canonical_json(asdict(self)).decode()
-
-
-def _is_text(value: object) -> bool:
-    return value is None or isinstance(value, str)

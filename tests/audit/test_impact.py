@@ -558,7 +558,11 @@ def test_a_version_without_the_tag_is_looked_up_in_its_record(
         assert names(ask(here, kind, asked)) == ["words:1", "words:2"]  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("value", ["", "{", "[]", '{"code_commit":"9"}', "null"])
+WRONG_TYPES = '{"base_digest":"b","code_commit":9,"dataset_md5":"c","row_index":null,"warm_start":null}'
+NULLS = '{"base_digest":null,"code_commit":null,"dataset_md5":null,"row_index":null,"warm_start":null}'
+
+
+@pytest.mark.parametrize("value", ["", "{", "[]", '{"code_commit":"9"}', "null", WRONG_TYPES, NULLS])
 def test_a_tag_that_says_something_else_is_not_believed(here: World, value: str) -> None:
     here.register(md5="a" * 32)
     here.registry.client.set_model_version_tag("words", "1", versions.MADE_FROM, value)
