@@ -52,6 +52,7 @@ def lineage_record(plan: Plan, judged: Judged, rows: Mapping[str, int], created:
             "manifest": dict(dataset.manifest),
             "rows": dict(rows),
             "labels": judged.prepared["labels"],
+            "row_index": judged.prepared["row_index"],
         },
         params=lineage.identity_params(plan.entry),
         code={"commit": judged.experiment.baseline, "dirty": False, **plan.code},

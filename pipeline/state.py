@@ -18,3 +18,8 @@ def adapters_folder(root: Path) -> Path:
 def row_ids_folder(root: Path, name: str, md5: str) -> Path:
     """Where the row ids of a dataset version are kept, for the next version's card."""
     return root / ".prefixline" / "row_ids" / name / md5
+
+
+def row_index_file(root: Path, digest: str) -> Path:
+    """Where the row index with this digest is kept once it has been asked; versions with equal rows share it."""
+    return root / ".prefixline" / "row_index" / digest

@@ -52,6 +52,7 @@ def test_every_command_has_help():
             " retrain",
             " status",
             " lineage",
+            " impact",
             " data",
             " compare",
             " params",
@@ -71,7 +72,7 @@ def test_every_option_has_help():
 
 
 def test_every_reporting_command_can_print_json():
-    reporting = {"init", "retrain", "status", "lineage", "data", "compare"}
+    reporting = {"init", "retrain", "status", "lineage", "impact", "data", "compare"}
     have = {
         name
         for name, command in main.commands.items()
@@ -116,6 +117,7 @@ def test_outside_a_workspace_every_command_says_how_to_make_one(tmp_path: Path):
         ["retrain", "a"],
         ["lineage", "a"],
         ["data", "a"],
+        ["impact", "--row", "a"],
         ["compare", "a"],
         ["deploy"],
         ["up"],

@@ -194,6 +194,22 @@ def test_changed_data_is_a_new_version_compared_with_the_champion_on_the_same_ro
     assert re.search(r"animal │ +\d+ │ +\d+ │ +\d+ │ +\d+ │", shown)
     stages = {v["version"]: v["stages"] for v in line.json("status")["prefixes"][0]["versions"]}
     assert stages == {"1": ["production"], "2": ["candidate"]}
+    (new, *_) = (row["text"] for row in rows(60, seed=7) if row not in rows(400))
+    assert affected(line, "--row", new) == {"2": ("candidate", None)}
+    old = rows(400)[0]["text"].upper()
+    assert affected(line, "--row", old) == {"1": ("production", None), "2": ("candidate", None)}
+    md5 = first["dataset"]["md5"]
+    assert affected(line, "--dataset", md5[:8]) == {"1": ("production", None), "2": ("candidate", "words:1")}
+    code = after["code"]["commit"]
+    assert affected(line, "--code", code[:8]) == {"2": ("candidate", None)}
+    assert affected(line, "--base", after["base_model"]["digest"][:12]).keys() == {"1", "2"}
+
+
+def affected(line: Line, *question: str) -> dict[str, tuple[str, str | None]]:
+    """{version: the stage it holds and the version it came through} by `prefixline impact`."""
+    found = line.json("impact", *question)
+    assert (found["searched"], found["complete"]) == (2, True)
+    return {v["version"]: (v["stages"][0], v["through"]) for v in found["versions"]}
 
 
 def test_two_retrainings_of_one_prefix_at_once_register_one_version(tmp_path: Path):

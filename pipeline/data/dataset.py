@@ -7,6 +7,7 @@ function of the raw bytes, the parameters and the tokenizer: two preparations ar
     prepared/
       train/ validation/ test/   `datasets.save_to_disk` folders
       row_ids                    the first 16 bytes of every row_id, sorted: what the next version is compared with
+      row_index                  says of any row whether it is in this version (see `row_index`)
       card.json card.html        what is in it (see `card`)
 """
 
@@ -26,6 +27,8 @@ from pipeline.data.card_page import render
 from pipeline.data.encoding import encoder_for
 from pipeline.data.grouping import check_splits, group
 from pipeline.data.reading import Faults, data_files
+from pipeline.data.row_index import ROW_INDEX, Columns
+from pipeline.data.row_index import write as write_row_index
 from pipeline.data.row_progress import Progress
 from pipeline.data.splits import SPLITS, Split, row_id, sorted_digests, split_of
 from pipeline.data.staging import stage
@@ -58,6 +61,7 @@ class PreparedSummary:
         too_long_dropped: examples left out because they do not fit.
         truncated: examples shortened because they do not fit.
         row_ids: SHA-256 of the row_ids file: equal for equal content, whatever the files and their order.
+        row_index: digest of the row_index file, as `row_index.write` gives it.
     """
 
     manifest: Mapping[str, str]
@@ -71,6 +75,7 @@ class PreparedSummary:
     too_long_dropped: int
     truncated: int
     row_ids: str
+    row_index: str
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values; `from_json` gives the same summary back."""
@@ -144,6 +149,7 @@ def prepare(
         with new_folder(out) as folder:
             splits = {split: save_split(tokenised, split, folder / split) for split in SPLITS}
             write_bytes(folder / ROW_IDS, sorted_digests(tokenised.row_ids).tobytes())
+            row_index = write_row_index(folder / ROW_INDEX, Columns.of(task, data), tokenised.entries)
             made = Made(
                 task=task,
                 data=data,
@@ -172,6 +178,7 @@ def prepare(
                 too_long_dropped=card["too_long"]["dropped"],
                 truncated=tokenised.truncated,
                 row_ids=card["row_ids"],
+                row_index=row_index,
             )
 
 

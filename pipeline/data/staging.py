@@ -122,7 +122,7 @@ def text_problem(value: Any) -> str | None:
     return f"got {_missing(value) or f'{_kind(value)} {preview(value)}'}; expected text"
 
 
-class _Plain:
+class Plain:
     """A column of texts, whole numbers or true/false, of one kind throughout, as texts."""
 
     def __init__(self, column: str) -> None:
@@ -147,8 +147,8 @@ class _Plain:
 class _Writer:
     def __init__(self, path: Path, data: DataParams, task: Task, faults: Faults) -> None:
         self.path, self.data, self.task, self.faults = path, data, task, faults
-        self._label = _Plain(data.label)
-        self._slices = [_Plain(column) for column in data.slices]
+        self._label = Plain(data.label)
+        self._slices = [Plain(column) for column in data.slices]
         self._labels: dict[str, int] = {label: number for number, label in enumerate(data.labels or ())}
         names = ["key", "value", *(f"slice.{column}" for column in data.slices)]
         self._schema = pa.schema(

@@ -19,6 +19,7 @@ import pyarrow as pa
 from pipeline.data.encoding import Encoded, Encoder
 from pipeline.data.grouping import Examples
 from pipeline.data.reading import DataFiles, Faults
+from pipeline.data.row_index import entries
 from pipeline.data.splits import DIGEST_BYTES, SPLITS, Digests, Split, as_digests, row_id
 from pipeline.data.staging import Staged, gather
 from pipeline.digest import sha256_file
@@ -46,6 +47,7 @@ class Tokenised:
         target_splits: each one's position in `SPLITS`: [targets kept].
         references: targets of each example: [examples].
         row_ids: leading parts of the row ids of the examples kept, in their order: [kept, 16].
+        entries: the row index's entries of the examples kept, one after the other.
         truncated: examples that were shortened.
     """
 
@@ -58,6 +60,7 @@ class Tokenised:
     target_splits: npt.NDArray[np.uint8]
     references: npt.NDArray[np.int64]
     row_ids: Digests
+    entries: bytearray
     truncated: int
 
 
@@ -107,6 +110,7 @@ def tokenise(
         target_splits=np.concatenate([np.zeros(0, np.uint8), *sink.target_splits]),
         references=np.diff(examples.starts),
         row_ids=as_digests(sink.row_ids),
+        entries=sink.entries,
         truncated=sink.truncated,
     )
 
@@ -165,6 +169,7 @@ class _Sink:
         self.target_lengths: list[npt.NDArray[np.int32]] = []
         self.target_splits: list[npt.NDArray[np.uint8]] = []
         self.row_ids = bytearray()
+        self.entries = bytearray()
         self.truncated = 0
 
     def encode(self, table: pa.Table, begin: int, end: int) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -182,6 +187,7 @@ class _Sink:
         kept = self.kept[begin:end]
         for place in np.flatnonzero(kept).tolist():
             self.row_ids += bytes.fromhex(ids[place][: 2 * DIGEST_BYTES])
+            self.entries += entries(self._task, keys[place], targets[place])
         self.input_lengths[begin:end] = [len(example.input_ids) for example in encoded]
         self.input_lengths[begin:end][~kept] = 0
         for number in range(len(SPLITS)):

@@ -61,7 +61,7 @@ class LineageRecord:
         adapter_digest: SHA-256 over `files`.
         base_model: {name, digest, source, files {file: SHA-256}}.
         dataset: {path, md5 (DVC's), git_commit, manifest {file: SHA-256}, rows {split: int, total: int},
-            labels [str] | null}.
+            labels [str] | null, row_index (digest of the index of its rows)}.
         params: the prefix's resolved parameters, every section.
         code: {commit: the workspace's, from which the experiment started; version and digest (SHA-256 over the
             sources) of prefixline as installed; dirty: false, since uncommitted changes are refused}.

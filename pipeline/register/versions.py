@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from pipeline import digest
 from pipeline.errors import IntegrityError, RegistryError
 from pipeline.files import new_folder
 from pipeline.register.lineage import LineageRecord
+from pipeline.register.origin import MADE_FROM, Origin
 from pipeline.register.registry import DUPLICATE_OF, OUTCOME, PREFIX, RUN_KEY, TAG, Registry, registered
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ def register(
                     ADAPTER_DIGEST: record.adapter_digest,
                     DATASET_MD5: record.dataset["md5"],
                     BASE_DIGEST: record.base_model["digest"],
+                    MADE_FROM: Origin.of_record(record).tag(),
                 },
                 await_creation_for=0,
             )
@@ -157,6 +159,39 @@ def list_versions(registry: Registry, name: str) -> tuple[RegisteredVersion, ...
         for version in found
     }
     return tuple(_describe(version, stages[version.version]) for version in found)
+
+
+def list_all(registry: Registry) -> tuple[RegisteredVersion, ...]:
+    """The versions of every registered model of which prefixline made at least one, by name, oldest first.
+
+    Versions registered by hand, which have no tag `LINEAGE_DIGEST`, and duplicates are among them.
+    """
+    client = registry.client
+    with registry.errors("listing all versions"):
+        found: dict[str, list[ModelVersion]] = {}
+        for version in _pages(client.search_model_versions, ""):
+            found.setdefault(version.name, []).append(version)
+        stages: dict[tuple[str, str], list[str]] = {}
+        for model in _pages(client.search_registered_models):
+            for alias, number in model.aliases.items():
+                stages.setdefault((model.name, str(number)), []).append(alias)
+    return tuple(
+        _describe(version, stages.get((name, str(version.version)), ()))
+        for name, versions in sorted(found.items())
+        if any(LINEAGE_DIGEST in version.tags for version in versions)
+        for version in sorted(versions, key=lambda version: int(version.version))
+    )
+
+
+def origin(registry: Registry, version: RegisteredVersion) -> Origin:
+    """What a version was made from: by its tags, or by its verified lineage record where they do not say.
+
+    Raises:
+        RegistryError: it was registered by hand, or its record cannot be had.
+        IntegrityError: the record is not the one the version was registered with.
+    """
+    tagged = Origin.from_tag(version.tags.get(MADE_FROM, ""))
+    return tagged if tagged is not None else Origin.of_record(_lineage(registry, version))
 
 
 def lookup(registry: Registry, name: str, which: str) -> VerifiedVersion:
@@ -347,13 +382,17 @@ def _is_complete(registry: Registry, version: ModelVersion) -> bool:
 
 
 def _all(registry: Registry, name: str, filters: str = "") -> list[ModelVersion]:
-    found: list[ModelVersion] = []
+    found = _pages(registry.client.search_model_versions, f"name = '{name}'{filters}")
+    return sorted(found, key=lambda version: int(version.version))
+
+
+def _pages(search: Callable[..., Any], *arguments: Any) -> Iterator[Any]:
+    """Everything a search finds, page by page."""
     token = None
     while token is None or token:
-        page = registry.client.search_model_versions(f"name = '{name}'{filters}", page_token=token)
-        found += page
+        page = search(*arguments, page_token=token)
+        yield from page
         token = page.token or ""
-    return sorted(found, key=lambda version: int(version.version))
 
 
 def _with_run_key(registry: Registry, name: str, run_key: str) -> list[ModelVersion]:

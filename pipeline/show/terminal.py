@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,51 @@ def show_card(card: Mapping[str, Any], page: Path) -> None:
             f"{changes['kept']:,} kept"
         )
     console.print(f"page     {page}", soft_wrap=True)
+
+
+def show_impact(found: Mapping[str, Any]) -> None:
+    """Which versions came from what was asked about, those in a stage first; then what cannot be told."""
+    console = _console()
+    what = {
+        "dataset": f"dataset version {found['meant'] or found['asked']}",
+        "row": "the row" if found["rows"] in (None, 1) else f"the {found['rows']:,} rows",
+        "base": f"base model {found['meant'] or found['asked']}",
+        "code": f"code commit {found['meant'] or found['asked']}",
+    }[found["kind"]]
+    came, count = found["versions"], found["searched"]
+    held = sum(bool(version["stages"]) for version in came)
+    if came:
+        console.print(
+            f"[bold]{len(came):,} of {count:,} version{'s' * (count != 1)} came from {what}; "
+            f"{held:,} {'holds' if held == 1 else 'hold'} a stage now[/bold]"
+        )
+        console.print(_reasons(sorted(came, key=lambda version: not version["stages"])))
+    else:
+        console.print(f"[bold]No version came from {what}[/bold] ({count:,} searched)")
+    if found["unknown"]:
+        console.print(f"[bold]It cannot be told of {len(found['unknown']):,}[/bold]")
+        console.print(_reasons(found["unknown"]))
+    for version in found["by_hand"]:
+        stages = ", ".join(version["stages"]) or "no stage"
+        console.print(
+            f"{version['name']} version {version['version']} ({stages}) was registered by hand, without lineage: "
+            "nobody can tell what it came from"
+        )
+
+
+def _reasons(versions: Iterable[Mapping[str, Any]]) -> Table:
+    grid = Table()
+    for column in ("prefix", "version", "stages", "because"):
+        grid.add_column(column, overflow="fold")
+    for version in versions:
+        duplicate = f" (duplicate of {version['duplicate_of']})" if version["duplicate_of"] else ""
+        grid.add_row(
+            escape(version["name"]),
+            f"{version['version']}{duplicate}",
+            "\n".join(version["stages"]) or "none",
+            escape(version["why"]),
+        )
+    return grid
 
 
 def show_comparison(result: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import shutil
 from pathlib import Path
@@ -59,10 +60,34 @@ def test_a_passing_verdict_becomes_one_version_with_its_digests_and_the_candidat
     )
     assert version.tags[versions.DATASET_MD5] == verified.record.dataset["md5"]
     assert version.tags[versions.BASE_DIGEST] == verified.record.base_model["digest"]
+    assert json.loads(version.tags[versions.MADE_FROM]) == {
+        "dataset_md5": "d" * 32, "base_digest": "b" * 64, "code_commit": "9" * 40,
+        "row_index": None, "warm_start": None,
+    }  # fmt: skip
     assert find_run_key(registry, "reviews", KEY) == mlflow_registry.Known(version.run_id, "registered", "1")
     run = registry.client.get_run(version.run_id)
     assert run.info.status == "FINISHED"
     assert len(run.outputs.model_outputs) == 1
+
+
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        ({"prefix": "words", "version": "12", "adapter_digest": "5" * 64}, "words:12"),
+        ({"adapter": "adapters/mine", "adapter_digest": "5" * 64}, "5" * 64),
+    ],
+)
+def test_the_tag_of_its_origin_says_what_the_record_says(
+    registry: Registry, adapter: Path, start: dict[str, str], said: str
+) -> None:
+    version = register(registry, adapter, warm_start=start)
+    (listed,) = versions.list_all(registry)
+    assert listed == version
+    by_tag = versions.origin(registry, version)
+    assert by_tag.warm_start == said
+    registry.client.delete_model_version_tag("reviews", "1", versions.MADE_FROM)
+    (untagged,) = versions.list_all(registry)
+    assert versions.origin(registry, untagged) == by_tag
 
 
 def test_registering_again_registers_nothing(registry: Registry, adapter: Path) -> None:

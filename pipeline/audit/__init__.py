@@ -1,0 +1,1 @@
+"""Questions about registered versions: what came from what."""
