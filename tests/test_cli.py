@@ -52,6 +52,7 @@ def test_every_command_has_help():
             " retrain",
             " status",
             " lineage",
+            " verify",
             " data",
             " compare",
             " params",
@@ -71,7 +72,7 @@ def test_every_option_has_help():
 
 
 def test_every_reporting_command_can_print_json():
-    reporting = {"init", "retrain", "status", "lineage", "data", "compare"}
+    reporting = {"init", "retrain", "status", "lineage", "verify", "data", "compare"}
     have = {
         name
         for name, command in main.commands.items()

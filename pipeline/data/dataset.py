@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.data.card import CARD, PAGE, ROW_IDS, Made, build_card, read_previous
+from pipeline.data.card import CARD, PAGE, ROW_IDS, Made, build_card, read_previous, rows_root
 from pipeline.data.card_page import render
 from pipeline.data.encoding import encoder_for
 from pipeline.data.grouping import check_splits, group
@@ -58,6 +58,7 @@ class PreparedSummary:
         too_long_dropped: examples left out because they do not fit.
         truncated: examples shortened because they do not fit.
         row_ids: SHA-256 of the row_ids file: equal for equal content, whatever the files and their order.
+        row_root: Merkle root over the entries of the row_ids file (see `pipeline.data.merkle`).
     """
 
     manifest: Mapping[str, str]
@@ -71,6 +72,7 @@ class PreparedSummary:
     too_long_dropped: int
     truncated: int
     row_ids: str
+    row_root: str
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values; `from_json` gives the same summary back."""
@@ -172,6 +174,7 @@ def prepare(
                 too_long_dropped=card["too_long"]["dropped"],
                 truncated=tokenised.truncated,
                 row_ids=card["row_ids"],
+                row_root=rows_root((folder / ROW_IDS).read_bytes()),
             )
 
 
