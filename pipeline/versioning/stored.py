@@ -33,9 +33,14 @@ def locked_outputs(content: bytes, commit: str, name: str, stage: str) -> dict[s
     """{path from the workspace's root: DVC hash} of the outputs of a stage, its record too, by the dvc.lock of `commit`.
 
     Raises:
-        WorkspaceError: `content`, the dvc.lock, does not have the stage.
+        WorkspaceError: `content`, the dvc.lock, does not have the stage, or is no YAML.
     """
-    entry = _locked_stages(content).get(f"{stage}@{name}")
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        entry = _locked_stages(content).get(f"{stage}@{name}")
+    except YAMLError as error:
+        raise WorkspaceError(f"dvc.lock in commit {commit}: is not YAML ({error})") from None
     if entry is None:
         raise WorkspaceError(f"dvc.lock in commit {commit}: has no stage {stage}@{name}")
     return {out["path"]: out["md5"] for out in entry.get("outs", ())}
