@@ -102,7 +102,7 @@ class RegisteredName:
             expected = [version.tags.get(versions.LINEAGE_DIGEST), manifest.get(versions.LINEAGE_PATH)]
             expected += [model.tags.get(versions.LINEAGE_DIGEST)] if model is not None else []
             self._check_run(version, files.get(versions.LINEAGE_PATH), expected, hashes, found)
-            self._check_model(version, model, found)
+            self._check_model(version, model, location, found)
             self._check_duplicates(version, found)
             if found.record is not None:
                 self._check_record(version, found.record, files, others, hashes, found)
@@ -119,8 +119,10 @@ class RegisteredName:
 
     def _location(self, version: RegisteredVersion) -> str:
         with self._registry.errors(f"looking where {self.name} version {version.version} lies"):
-            # What a client that loads the version is told, which need not be what the version says of itself.
-            return str(self._registry.client.get_model_version_download_uri(self.name, version.version))
+            # What a client that loads the version is told, which need not be what the version says of itself. Asked
+            # below the client, which would read all versions of the name each time, to see whether it is a prompt.
+            store = self._registry.client._get_registry_client()
+            return str(store.get_model_version_download_uri(self.name, version.version))
 
     def _model(self, version: RegisteredVersion) -> LoggedModel | None:
         """MLflow's logged model that the version is of; MLflow itself forgets which that was (tried)."""
@@ -250,7 +252,9 @@ class RegisteredName:
         except IntegrityError as error:
             found.add(Link.LINEAGE, Kind.OUT_OF_STEP, "lineage record", "a record this release reads", error)
 
-    def _check_model(self, version: RegisteredVersion, model: LoggedModel | None, found: Findings) -> None:
+    def _check_model(
+        self, version: RegisteredVersion, model: LoggedModel | None, location: str, found: Findings
+    ) -> None:
         """MLflow's logged model, which the version is of."""
         if model is None:
             where = f"logged model at {version.source}"
@@ -265,7 +269,7 @@ class RegisteredName:
                 model.artifact_location,
                 version.source,
             )
-        if (location := self._location(version)) != model.artifact_location:
+        if location != model.artifact_location:
             found.add(
                 Link.VERSION, Kind.OUT_OF_STEP, "where it is loaded from", model.artifact_location, location
             )

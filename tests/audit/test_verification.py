@@ -134,26 +134,25 @@ def test_a_reference_to_nothing_says_what_there_is(untouched: World, reference: 
 def test_every_change_of_every_file_of_a_version_is_found(world: World) -> None:
     folder, other = world.artefact("alpha", "1"), world.artefact("alpha", "2")
     assert sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()) == FILES
-    tried = dict.fromkeys(("flipped", "shortened", "removed", "renamed", "symlink", "swapped"), 0)
+    tried = dict.fromkeys(("flipped", "removed", "renamed", "symlink", "swapped"), 0)
 
-    def found(name: str, kind: str, how: str) -> None:
+    def found(name: str, kind: str, how: str) -> set[tuple[str, str, str]]:
         tried[how] += 1
-        told = faults(verify(world.root, "alpha:1"))
-        assert (kind, "artefact", name) in kinds(told), (how, name, told)
+        told = kinds(faults(verify(world.root, "alpha:1")))
+        assert (kind, "artefact", name) in told, (how, name, told)
+        return told
 
     for name in FILES:
         path, content = folder / name, (folder / name).read_bytes()
         flip(path)
         found(name, "tampered", "flipped")
-        path.write_bytes(content[:-1])
-        found(name, "tampered", "shortened")
         path.unlink()
         found(name, "missing", "removed")
         path.with_name("other.txt").write_bytes(content)
-        found(name, "missing", "renamed")
+        told = found(name, "missing", "renamed")
         if name != "manifest.json":  # without it nothing says which files belong here
             extra = Path(name).with_name("other.txt").as_posix()
-            assert ("tampered", "artefact", extra) in kinds(faults(verify(world.root, "alpha:1")))
+            assert ("tampered", "artefact", extra) in told
         path.with_name("other.txt").rename(world.root / ".prefixline/elsewhere")
         path.symlink_to(world.root / ".prefixline/elsewhere")  # the very same bytes
         found(name, "tampered", "symlink")
@@ -167,7 +166,7 @@ def test_every_change_of_every_file_of_a_version_is_found(world: World) -> None:
             (other / name).write_bytes(theirs)
         path.write_bytes(content)
     assert tried == {
-        **dict.fromkeys(("flipped", "shortened", "removed", "renamed", "symlink"), len(FILES)),
+        **dict.fromkeys(("flipped", "removed", "renamed", "symlink"), len(FILES)),
         # Model, weights, record and manifest; the others are the same in both.
         "swapped": 4,
     }
