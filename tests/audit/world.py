@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,9 +126,21 @@ class World:
         shutil.copytree(self.root, folder, symlinks=True)
 
     def restore(self, folder: Path) -> None:
-        """Make everything as it was when it was saved in `folder`."""
+        """Make everything as it was when it was saved in `folder`.
+
+        MLflow's database stays the file it is: MLflow keeps it open, and would go on with one that is deleted.
+        """
+        database, aside = self.root / ".prefixline/mlflow.db", self.root.with_name("mlflow.db")
+        database.rename(aside)
         shutil.rmtree(self.root)
         shutil.copytree(folder, self.root, symlinks=True)
+        database.unlink()
+        aside.rename(database)
+        with (
+            closing(sqlite3.connect(folder / ".prefixline/mlflow.db")) as saved,
+            closing(sqlite3.connect(database)) as own,
+        ):
+            saved.backup(own)
 
 
 def make(root: Path) -> World:
