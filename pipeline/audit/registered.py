@@ -70,12 +70,16 @@ class RegisteredName:
             self._models = tuple(_models(registry, experiments))
 
     def gone(self) -> tuple[Gone, ...]:
-        """Versions that a run was closed with and that are no more: MLflow deletes them without a trace of its own."""
+        """Versions that a run was closed with and that are no more: MLflow deletes them without a trace of its own.
+
+        Not those whose run was deleted as well, which is how a version is made anew on purpose.
+        """
         there = {version.version for version in self.versions}
         return tuple(
             Gone(self.name, run.data.tags[VERSION], run.info.run_id)
             for run in self._runs.values()
-            if run.data.tags.get(OUTCOME) == "registered"
+            if run.info.lifecycle_stage == "active"
+            and run.data.tags.get(OUTCOME) == "registered"
             and DUPLICATE_OF not in run.data.tags
             and run.data.tags.get(VERSION, "") not in there
         )
@@ -378,7 +382,7 @@ def _local(
     with tempfile.TemporaryDirectory() as scratch:
         try:
             _download(registry, uri, Path(scratch), names)
-        except (UnreachableError, RegistryError) as error:
+        except (UnreachableError, RegistryError, ImportError) as error:  # the last for a store's own library
             found.add(link, Kind.UNREACHABLE, str(uri), "a folder", error)
             yield None
             return
