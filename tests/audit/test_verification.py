@@ -484,17 +484,15 @@ def test_data_that_the_remote_holds_tampered_is_told_as_that(world: World) -> No
 
 def test_every_object_of_the_cache_that_a_version_needs_is_hashed(world: World) -> None:
     objects = sorted(path for path in (world.root / ".dvc/cache/files").rglob("*") if path.is_file())
-    runs = 0
-    for path in objects:
+    # DVC's run cache has copies of the stages' records; versions go by those in git.
+    needed = [path for path in objects if not path.read_bytes().startswith(b'{"manifest"')]
+    for path in needed:
         content = path.read_bytes()
-        if not content:
-            continue
         flip(path)
         assert {fault.kind for _, fault in verify(world.root).faults()} == {Kind.TAMPERED}, path
         tamper(path, content)
-        runs += 1
-    # Data: two of alpha, beta's folder with two files; listings and outputs of three experiments.
-    assert runs == len(objects) >= 25
+    # Data, folders' listings and outputs; three records of each of three experiments are left out.
+    assert (len(needed), len(objects)) == (34, 43)
     assert verify(world.root).sound
 
 
