@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
 
@@ -393,7 +393,9 @@ def _download(registry: Registry, uri: str, target: Path, names: Sequence[str]) 
     from mlflow.artifacts import download_artifacts, list_artifacts
 
     with registry.errors(f"downloading {uri}"):
-        there = {item.path for item in list_artifacts(artifact_uri=uri, tracking_uri=registry.uri) or ()}
+        listed = list_artifacts(artifact_uri=uri, tracking_uri=registry.uri) or ()
+        # By name, since some stores tell paths from the folder's parent on (tried).
+        there = {PurePosixPath(item.path).name for item in listed}
         for name in sorted(there & set(names) if names else there):
             download_artifacts(artifact_uri=f"{uri}/{name}", dst_path=str(target), tracking_uri=registry.uri)
 
