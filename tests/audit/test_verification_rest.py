@@ -10,7 +10,7 @@ import pytest
 from pipeline.audit.faults import Fault
 from pipeline.audit.hashing import Hashes
 from pipeline.audit.registered import RegisteredName
-from pipeline.digest import canonical_json
+from pipeline.digest import canonical_json, digest
 from pipeline.register import lineage, versions
 from pipeline.register import registry as mlflow_registry
 from pipeline.register.registry import Registry, log_files, start_run
@@ -27,7 +27,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Registry,
     with mlflow_world.server(root, mlflow_world.free_port()) as uri:
         registry = mlflow_registry.connect(uri)
         run_id = start_run(registry, "reviews", "1" * 64, params={})
-        record = mlflow_world.record(adapter, run_id, "1" * 64)
+        files = {"config.json": "c" * 64}
+        base = {"name": "tiny", "digest": digest(files), "source": {"path": "base"}, "files": files}
+        record = mlflow_world.record(adapter, run_id, "1" * 64, base)
         (root / "lineage.json").write_bytes(record.to_json())
         (root / "lock.json").write_bytes(canonical_json(lineage.installed()))
         log_files(registry, run_id, [root / "lineage.json", root / "lock.json"])
