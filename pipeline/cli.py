@@ -1,6 +1,7 @@
 """The `prefixline` command.
 
-Exit codes: 0 done (registered or unchanged), 1 error, 2 usage, 3 rejected by the gate, 130 stopped by Ctrl-C.
+Exit codes: 0 done (registered or unchanged), 1 error, 2 usage, 3 rejected by the gate, 5 verified and found wrong, 130
+stopped by Ctrl-C.
 What a program reads goes to stdout, what a person watches to stderr. Every command imports what it needs when
 it runs, so that `--help` answers at once.
 """
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 EXIT_ERROR = 1
 EXIT_REJECTED = 3
+EXIT_WRONG = 5
 EXIT_INTERRUPTED = 130
 
 
@@ -261,6 +263,29 @@ def impact(
         from pipeline.show.terminal import show_impact
 
         show_impact(result)
+
+
+@main.command()
+@click.argument("versions", required=False)
+@as_json
+@click.pass_obj
+def verify(workspace: Path, versions: str | None, json_output: bool) -> None:
+    """Hash every file of registered versions again, and follow them to everything they were made from.
+
+    VERSIONS is NAME, NAME:NUMBER or NAME@STAGE; every version of every prefix if not given. What the DVC cache lacks is
+    fetched from its remote. Exit code 0: nothing is wrong; 5: something is, and all of it is listed.
+    """
+    from pipeline.audit import verification
+
+    found = verification.verify(workspace, versions)
+    if json_output:
+        _print_json(found.to_json())
+    else:
+        from pipeline.show.terminal import show_verification
+
+        show_verification(found.to_json())
+    if not found.sound:
+        sys.exit(EXIT_WRONG)
 
 
 @main.command()

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from pipeline.data import card_page
-from pipeline.digest import digest
+from pipeline.digest import canonical_json, digest
 from pipeline.files import write_bytes, write_json
 from pipeline.outcome import Outcome
 from pipeline.plan import Judged, Plan
@@ -23,8 +23,8 @@ from pipeline.show.report_data import ReportData
 OUTCOME_FILE = "outcome.json"
 """The run's artifact that a later, unchanged retraining reads its answer from."""
 
-LINEAGE_FILE = "lineage.json"
-"""The run's artifact that holds the lineage record."""
+LINEAGE_FILE, LOCK_FILE = "lineage.json", "lock.json"
+"""The run's artifacts that hold the lineage record, and what was installed, whose SHA-256 is in it."""
 
 
 def lineage_record(plan: Plan, judged: Judged, rows: Mapping[str, int], created: str) -> LineageRecord:
@@ -53,6 +53,9 @@ def lineage_record(plan: Plan, judged: Judged, rows: Mapping[str, int], created:
             "rows": dict(rows),
             "labels": judged.prepared["labels"],
             "row_index": judged.prepared["row_index"],
+            "splits": lineage.split_digests(judged.prepared["manifest"]),
+            "row_ids": judged.prepared["row_ids"],
+            "row_root": judged.prepared["row_root"],
         },
         params=lineage.identity_params(plan.entry),
         code={"commit": judged.experiment.baseline, "dirty": False, **plan.code},
@@ -125,6 +128,7 @@ def log(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_bytes(folder / LINEAGE_FILE, record.to_json())
+        write_bytes(folder / LOCK_FILE, canonical_json(lineage.installed()))
         for name, value in {
             OUTCOME_FILE: outcome.to_json(),
             "verdict.json": outcome.verdict,

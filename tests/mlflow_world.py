@@ -43,7 +43,7 @@ def database(root: Path) -> Registry:
     """MLflow directly on sqlite below `root`, as in a workspace."""
     state = root / ".prefixline"
     if not (state / "mlflow.db").exists():
-        state.mkdir(parents=True)
+        state.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(_migrated(), state / "mlflow.db")
     return mlflow_registry.connect(
         f"sqlite:///{state / 'mlflow.db'}", artifact_root=(state / "mlartifacts").as_uri()

@@ -53,6 +53,7 @@ def test_every_command_has_help():
             " status",
             " lineage",
             " impact",
+            " verify",
             " data",
             " compare",
             " params",
@@ -72,7 +73,7 @@ def test_every_option_has_help():
 
 
 def test_every_reporting_command_can_print_json():
-    reporting = {"init", "retrain", "status", "lineage", "impact", "data", "compare"}
+    reporting = {"init", "retrain", "status", "lineage", "impact", "verify", "data", "compare"}
     have = {
         name
         for name, command in main.commands.items()

@@ -1,1 +1,1 @@
-"""Questions about registered versions: what came from what."""
+"""What is said of registered versions afterwards: whether they still are what they were, and what came of what."""

@@ -66,15 +66,28 @@ def find(
     """
     if isinstance(source, HubSource):
         return _from_hub(source, expected, where)
-    if isinstance(source, PathSource):
-        folder = workspace / Path(source.path).expanduser()
-    else:
-        folder = _packaged(source, where)
+    folder = folder_of(source, workspace, where)
     return folder, identity_files(folder, where=where)
 
 
+def folder_of(source: PathSource | PackageSource, workspace: Path, where: str) -> Path:
+    """The folder the source names, whatever lies there; arguments as in `find`.
+
+    Raises:
+        BaseModelError: the package is not installed.
+    """
+    if isinstance(source, PathSource):
+        return workspace / Path(source.path).expanduser()
+    return _packaged(source, where)
+
+
 def identity_files(folder: Path, *, where: str = "base model") -> dict[str, str]:
-    """{file name: SHA-256} of the files in `folder` that the identity covers, sorted by name.
+    """{file name: SHA-256} of the files in `folder` that the identity covers, sorted by name. Raises as `identity_names`."""
+    return {name: sha256_file(folder / name) for name in identity_names(folder, where=where)}
+
+
+def identity_names(folder: Path, *, where: str = "base model") -> list[str]:
+    """The names of the files in `folder` that the identity covers, sorted.
 
     Raises:
         BaseModelError: a file the model cannot do without is missing, or running code is asked for.
@@ -93,7 +106,7 @@ def identity_files(folder: Path, *, where: str = "base model") -> dict[str, str]
     names = {CONFIG, *_weight_files(folder, where)}
     names.update(name for name in (GENERATION_CONFIG, *TOKENIZER_FILES) if (folder / name).is_file())
     names.update(path.name for path in folder.glob("*.model") if path.is_file())
-    return {name: sha256_file(folder / name) for name in sorted(names)}
+    return sorted(names)
 
 
 def _weight_files(folder: Path, where: str) -> list[str]:

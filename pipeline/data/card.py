@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.data.grouping import Examples, class_counts, conflicts
+from pipeline.data.merkle import merkle_root
 from pipeline.data.reading import DataFiles
 from pipeline.data.splits import DIGEST_BYTES, SPLITS, Digests, Split, as_digests, first_equal
 from pipeline.data.staging import Staged, gather
@@ -97,6 +98,11 @@ def read_previous(folder: Path) -> Previous:
     card = folder / CARD
     labels = json.loads(card.read_text(encoding="utf-8"))["labels"] if card.is_file() else None
     return Previous(as_digests(content), sha256_file(path), tuple(labels) if labels is not None else None)
+
+
+def rows_root(content: bytes) -> str:
+    """The Merkle root over the row ids in the content of a row_ids file."""
+    return merkle_root([content[i : i + DIGEST_BYTES] for i in range(0, len(content), DIGEST_BYTES)])
 
 
 def build_card(made: Made, previous: Previous | None) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.data.card import CARD, PAGE, ROW_IDS, Made, build_card, read_previous
+from pipeline.data.card import CARD, PAGE, ROW_IDS, Made, build_card, read_previous, rows_root
 from pipeline.data.card_page import render
 from pipeline.data.encoding import encoder_for
 from pipeline.data.grouping import check_splits, group
@@ -62,6 +62,7 @@ class PreparedSummary:
         truncated: examples shortened because they do not fit.
         row_ids: SHA-256 of the row_ids file: equal for equal content, whatever the files and their order.
         row_index: digest of the row_index file, as `row_index.write` gives it.
+        row_root: Merkle root over the entries of the row_ids file (see `pipeline.data.merkle`).
     """
 
     manifest: Mapping[str, str]
@@ -76,6 +77,7 @@ class PreparedSummary:
     truncated: int
     row_ids: str
     row_index: str
+    row_root: str
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values; `from_json` gives the same summary back."""
@@ -179,6 +181,7 @@ def prepare(
                 truncated=tokenised.truncated,
                 row_ids=card["row_ids"],
                 row_index=row_index,
+                row_root=rows_root((folder / ROW_IDS).read_bytes()),
             )
 
 

@@ -10,11 +10,13 @@ import importlib.metadata
 import importlib.util
 import json
 import platform
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.splits import SPLITS
 from pipeline.digest import canonical_json, digest, sha256_file
 from pipeline.errors import IntegrityError
 from pipeline.params import PrefixEntry
@@ -37,9 +39,11 @@ LIBRARIES = (
 
 _NEEDED: Mapping[str, frozenset[str]] = {
     "base_model": frozenset({"name", "digest", "source", "files"}),
-    "dataset": frozenset({"path", "md5", "git_commit", "manifest", "rows", "labels"}),
+    "dataset": frozenset(
+        {"path", "md5", "git_commit", "manifest", "rows", "labels", "splits", "row_ids", "row_root"}
+    ),
     "code": frozenset({"commit", "version", "digest", "dirty"}),
-    "environment": frozenset({"python", "platform", "libraries"}),
+    "environment": frozenset({"python", "platform", "libraries", "lock"}),
     "experiment": frozenset({"commit", "name"}),
     "runs": frozenset({"mlflow", "prefect"}),
     "files": frozenset(),
@@ -61,11 +65,12 @@ class LineageRecord:
         adapter_digest: SHA-256 over `files`.
         base_model: {name, digest, source, files {file: SHA-256}}.
         dataset: {path, md5 (DVC's), git_commit, manifest {file: SHA-256}, rows {split: int, total: int},
-            labels [str] | null, row_index (digest of the index of its rows)}.
+            labels [str] | null, splits {split: SHA-256 over its prepared files}, row_ids: SHA-256 of the sorted row
+            ids, row_root: Merkle root over them, row_index: digest of the index of its rows}.
         params: the prefix's resolved parameters, every section.
         code: {commit: the workspace's, from which the experiment started; version and digest (SHA-256 over the
             sources) of prefixline as installed; dirty: false, since uncommitted changes are refused}.
-        environment: {python, platform, libraries {name: version}}.
+        environment: {python, platform, libraries {name: version}, lock: SHA-256 over `installed`}.
         experiment: {commit, name} of the DVC experiment.
         runs: {mlflow, prefect}: their run ids, null where there was none.
         metrics: {system: {metric: value}} on the test split.
@@ -219,10 +224,31 @@ def code_identity() -> dict[str, str]:
     return {"version": importlib.metadata.version("prefixline"), "digest": digest(files)}
 
 
+def split_digests(manifest: Mapping[str, str]) -> dict[str, str]:
+    """{split: SHA-256 over its files} by the manifest of a prepared.json: of `prepared/SPLIT/FILE`, {FILE: SHA-256}."""
+    parts: dict[str, dict[str, str]] = {split: {} for split in SPLITS}
+    for name, sha256 in manifest.items():
+        _, _, inside = name.partition("/")
+        split, slash, file = inside.partition("/")
+        if slash and split in parts:
+            parts[split][file] = sha256
+    return {split: digest(files) for split, files in parts.items()}
+
+
+def installed() -> dict[str, str]:
+    """{distribution: version} of everything installed beside this process, names as PEP 503 writes them: the lock."""
+    versions: dict[str, str] = {}
+    for found in importlib.metadata.distributions():
+        # The first on the path is the one that is imported.
+        versions.setdefault(re.sub(r"[-_.]+", "-", found.name).lower(), found.version)
+    return versions
+
+
 def environment_identity() -> dict[str, Any]:
-    """{python, platform, libraries {name: version}} of this process."""
+    """{python, platform, libraries {name: version}, lock: SHA-256 over `installed`} of this process."""
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()}-{platform.machine()}".lower(),
         "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "lock": digest(installed()),
     }

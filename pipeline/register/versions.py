@@ -4,10 +4,14 @@ A version is made by one request that carries its run key and digests as tags. M
 order they are stored, so of several with one run key the lowest counts, every process agrees on that, and the
 others are tagged `duplicate_of` and never aliased. No version is ever deleted: MLflow would overwrite where it
 came from.
+
+A version's files, MLflow's own among them, are listed with their SHA-256 in its `manifest.json`, whose own SHA-256 is
+tagged on version and model.
 """
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,6 +32,10 @@ if TYPE_CHECKING:
 
 LINEAGE_DIGEST, ADAPTER_DIGEST = TAG + "lineage_digest", TAG + "adapter_digest"
 DATASET_MD5, BASE_DIGEST = TAG + "dataset_md5", TAG + "base_digest"
+MANIFEST_DIGEST = TAG + "manifest_digest"
+
+MANIFEST_FILE, LINEAGE_PATH, ADAPTER_PATH = "manifest.json", "artifacts/lineage.json", "artifacts/adapter"
+"""In a version's model folder: {file: SHA-256} of all others, the lineage record, and the adapter's folder."""
 
 CANDIDATE, PRODUCTION = "candidate", "production"
 
@@ -43,6 +51,7 @@ class RegisteredVersion:
         version: its number, as MLflow writes it.
         stages: the aliases that point to it.
         duplicate_of: the version with the same run key that counts instead; None for one that counts.
+        source: where MLflow says that its files lie.
     """
 
     name: str
@@ -52,6 +61,7 @@ class RegisteredVersion:
     run_key: str
     tags: dict[str, str]
     duplicate_of: str | None = None
+    source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +106,7 @@ def register(
     client = registry.client
     with registry.errors(f"registering {record.prefix}"):
         if not _with_run_key(registry, record.prefix, record.run_key):
-            model_id = _logged_model(registry, run_id, record, adapter, example)
+            model_id, manifest_digest = _logged_model(registry, run_id, record, adapter, example)
             _ensure_name(registry, record.prefix)
             client.create_model_version(
                 record.prefix,
@@ -111,6 +121,7 @@ def register(
                     DATASET_MD5: record.dataset["md5"],
                     BASE_DIGEST: record.base_model["digest"],
                     MADE_FROM: Origin.of_record(record).tag(),
+                    MANIFEST_DIGEST: manifest_digest,
                 },
                 await_creation_for=0,
             )
@@ -257,7 +268,7 @@ def fetch(registry: Registry, verified: VerifiedVersion, adapters: Path) -> Fetc
     if not folder.exists():
         with new_folder(folder) as fresh, tempfile.TemporaryDirectory() as scratch:
             shutil.copytree(
-                _download(registry, version, "artifacts/adapter", Path(scratch)), fresh, dirs_exist_ok=True
+                _download(registry, version, ADAPTER_PATH, Path(scratch)), fresh, dirs_exist_ok=True
             )
             digest.verify(fresh, record.files)
     digest.verify(folder, record.files)
@@ -266,8 +277,8 @@ def fetch(registry: Registry, verified: VerifiedVersion, adapters: Path) -> Fetc
 
 def _logged_model(
     registry: Registry, run_id: str, record: LineageRecord, adapter: Path, example: Sequence[str]
-) -> str:
-    """The run's MLflow model with this lineage: one that was left ready by an earlier try, else a new one."""
+) -> tuple[str, str]:
+    """The run's MLflow model with this lineage, and its manifest's digest: one that an earlier try left, else a new one."""
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
     from mlflow.exceptions import MlflowException
 
@@ -277,9 +288,12 @@ def _logged_model(
         [run.info.experiment_id], f"tags.`{LINEAGE_DIGEST}` = '{record.digest}'"
     )
     # Not in the filter, where no spelling of a status matches (tried).
-    ready = [model for model in made if model.status == LoggedModelStatus.READY]
+    ready = [
+        model for model in made if model.status == LoggedModelStatus.READY and MANIFEST_DIGEST in model.tags
+    ]
     if ready:
         model_id: str = ready[0].model_id
+        manifest_digest: str = ready[0].tags[MANIFEST_DIGEST]
     else:
         model = client.create_logged_model(
             run.info.experiment_id,
@@ -293,7 +307,11 @@ def _logged_model(
             with tempfile.TemporaryDirectory() as scratch:
                 folder = Path(scratch) / "model"
                 _write_model(folder, model, run_id, record, adapter, example)
+                content = digest.canonical_json(digest.manifest(folder))
+                (folder / MANIFEST_FILE).write_bytes(content)
+                manifest_digest = hashlib.sha256(content).hexdigest()
                 client.log_model_artifacts(model_id, str(folder))
+            client.set_logged_model_tags(model_id, {MANIFEST_DIGEST: manifest_digest})
             client.finalize_logged_model(model_id, LoggedModelStatus.READY)
         except BaseException:
             with suppress(MlflowException):  # what went wrong first is what to report
@@ -302,7 +320,7 @@ def _logged_model(
     outputs = run.outputs.model_outputs if run.outputs else []
     if model_id not in {output.model_id for output in outputs}:
         registry.put(client.log_outputs, run_id, [LoggedModelOutput(model_id, step=0)])
-    return model_id
+    return model_id, manifest_digest
 
 
 def _write_model(
@@ -408,6 +426,7 @@ def _describe(version: ModelVersion, stages: Iterable[str]) -> RegisteredVersion
         run_key=version.tags.get(RUN_KEY, ""),
         tags=dict(version.tags),
         duplicate_of=version.tags.get(DUPLICATE_OF),
+        source=version.source,
     )
 
 
@@ -417,7 +436,7 @@ def _lineage(registry: Registry, version: RegisteredVersion) -> LineageRecord:
     if expected is None:
         raise RegistryError(f"{where}: has no lineage; it was not registered by prefixline")
     with tempfile.TemporaryDirectory() as scratch:
-        path = _download(registry, version, "artifacts/lineage.json", Path(scratch))
+        path = _download(registry, version, LINEAGE_PATH, Path(scratch))
         found = digest.sha256_file(path)
         if found != expected:
             raise IntegrityError(

@@ -94,6 +94,64 @@ def show_lineage(record: Mapping[str, Any]) -> None:
     _console().print(tree)
 
 
+_MEANING = {
+    "tampered": "it is there, and its bytes are not those recorded: bring a good copy back, and find out who wrote",
+    "missing": "it is recorded, and not there",
+    "unreachable": "it could not be looked at: mend what it says, and verify again",
+    "out of step": "two records that are whole contradict each other: one was changed by hand",
+}
+
+
+def show_verification(result: Mapping[str, Any]) -> None:
+    """A line for each version, then every fault by version, then what its kind means."""
+    console = _console()
+    versions, gone = result["versions"], result["gone"]
+    grid = Table(title="Verified", title_justify="left", title_style="bold")
+    for column in ("version", "stages", "result"):
+        grid.add_column(column)
+    for version in versions:
+        grid.add_row(
+            escape(f"{version['name']} version {version['version']}"),
+            escape(", ".join(version["stages"]) or "none"),
+            _result(version),
+        )
+    console.print(grid)
+    for version in (version for version in versions if version["faults"]):
+        tree = Tree(f"[bold]{escape(version['name'])} version {version['version']}[/bold]")
+        for fault in version["faults"]:
+            style = "yellow" if fault["kind"] == "unreachable" else "red"
+            branch = tree.add(f"[{style}]{fault['kind']}[/] {fault['link']}: {escape(fault['where'])}")
+            branch.add(f"expected {escape(fault['expected'])}")
+            branch.add(f"found    {escape(fault['actual'])}")
+        if version["unchecked"]:
+            tree.add(f"not looked at, for want of a record to go by: {', '.join(version['unchecked'])}")
+        console.print(tree, soft_wrap=True)
+    for lost in gone:
+        console.print(
+            f"[red]missing[/] {escape(lost['name'])} version {lost['version']}: run {lost['run_id']} registered it, and "
+            "the registry does not have it",
+            soft_wrap=True,
+        )
+    kinds = {fault["kind"] for version in versions for fault in version["faults"]}
+    for kind in (kind for kind in _MEANING if kind in kinds):
+        console.print(f"{kind}: {_MEANING[kind]}", soft_wrap=True)
+    faults = sum(len(version["faults"]) for version in versions) + len(gone)
+    looked = f"{len(versions):,} versions, {result['files']:,} files, {result['bytes']:,} bytes hashed in {result['seconds']:g} s"
+    wrong = "nothing is wrong" if result["sound"] else f"{faults:,} {'fault' if faults == 1 else 'faults'}"
+    console.print(f"[bold]{wrong}[/bold]: {looked}", soft_wrap=True)
+
+
+def _result(version: Mapping[str, Any]) -> str:
+    said = []
+    if version["by_hand"]:
+        said.append("registered by hand, without lineage")
+    if version["duplicate_of"]:
+        said.append(f"a duplicate of version {escape(version['duplicate_of'])}")
+    count = len(version["faults"])
+    said.append(f"[red]{count} {'fault' if count == 1 else 'faults'}[/]" if count else "[green]sound[/]")
+    return ", ".join(said)
+
+
 def show_card(card: Mapping[str, Any], page: Path) -> None:
     """Rows per split and class, lengths, what was left out and what changed; the page has the rest."""
     console = _console()

@@ -11,8 +11,10 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 from pipeline import digest, files
 from pipeline.errors import IntegrityError, WorkspaceError
@@ -27,16 +29,29 @@ RECORDS: Mapping[str, str] = {
 """Each stage's git-tracked record below artifacts/NAME/; its `manifest` has the SHA-256 of the stage's other outputs."""
 
 
-def _locked_outputs(workspace: Workspace, commit: str, name: str, stage: str) -> dict[str, str]:
-    """{path from the workspace's root: DVC hash} of the outputs of a stage, its record too, by dvc.lock in `commit`."""
-    from ruamel.yaml import YAML
+def locked_outputs(content: bytes, commit: str, name: str, stage: str) -> dict[str, str]:
+    """{path from the workspace's root: DVC hash} of the outputs of a stage, its record too, by the dvc.lock of `commit`.
 
-    content = git.read(workspace.root, commit, "dvc.lock")
-    lock = YAML(typ="safe").load(content.decode()) if content is not None else {}
-    entry = (lock.get("stages") or {}).get(f"{stage}@{name}")
+    Raises:
+        WorkspaceError: `content`, the dvc.lock, does not have the stage, or is no YAML.
+    """
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        entry = _locked_stages(content).get(f"{stage}@{name}")
+    except YAMLError as error:
+        raise WorkspaceError(f"dvc.lock in commit {commit}: is not YAML ({error})") from None
     if entry is None:
         raise WorkspaceError(f"dvc.lock in commit {commit}: has no stage {stage}@{name}")
     return {out["path"]: out["md5"] for out in entry.get("outs", ())}
+
+
+@lru_cache(maxsize=4)
+def _locked_stages(content: bytes) -> dict[str, Any]:
+    from ruamel.yaml import YAML
+
+    lock = YAML(typ="safe").load(content.decode()) or {}
+    return lock.get("stages") or {}
 
 
 def fetch_outputs(workspace: Workspace, commit: str, name: str, stage: str, destination: Path) -> Path:
@@ -99,7 +114,7 @@ def _recorded(
     base = f"artifacts/{name}"
     record_path = f"{base}/{RECORDS[stage]}"
     record = read_json_at(workspace, commit, record_path)
-    outputs = _locked_outputs(workspace, commit, name, stage)
+    outputs = locked_outputs(git.read(workspace.root, commit, "dvc.lock") or b"", commit, name, stage)
     found = hashlib.md5(
         git.read(workspace.root, commit, record_path) or b"", usedforsecurity=False
     ).hexdigest()
@@ -241,10 +256,7 @@ def _locate(repo: Any, md5: str) -> dict[str, Path]:
     own = Path(repo.cache.local.oid_to_path(md5))
     if not md5.endswith(".dir"):
         return {"": own}
-    content = own.read_bytes()
-    if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5.removesuffix(".dir"):
-        raise IntegrityError([f"{own}: is not what its name says (MD5); delete it to have it fetched again"])
-    entries = json.loads(content)
+    entries = _entries(own, md5)
     bad = [entry["relpath"] for entry in entries if not _is_inside(entry["relpath"])]
     if bad:
         raise IntegrityError(
@@ -253,6 +265,99 @@ def _locate(repo: Any, md5: str) -> dict[str, Path]:
         )
     _bring(repo, {entry["md5"] for entry in entries})
     return {entry["relpath"]: Path(repo.cache.local.oid_to_path(entry["md5"])) for entry in entries}
+
+
+def _entries(listing: Path, md5: str) -> list[dict[str, str]]:
+    """The entries {relpath, md5} of a folder's listing."""
+    content = listing.read_bytes()
+    if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5.removesuffix(".dir"):
+        raise IntegrityError(
+            [f"{listing}: is not what its name says (MD5); delete it to have it fetched again"]
+        )
+    entries: list[dict[str, str]] = json.loads(content)
+    return entries
+
+
+@dataclass(frozen=True)
+class Held:
+    """What cache and remote hold under a DVC hash, once the cache's gaps are filled.
+
+    Attributes:
+        files: {path within the stored thing: file in DVC's cache}, not hashed yet; a single file's path is "".
+        absent: {path: why it cannot be had}; the path "" is the whole thing's own object.
+    """
+
+    files: Mapping[str, Path]
+    absent: Mapping[str, Absent]
+
+
+@dataclass(frozen=True)
+class Absent:
+    """Why an object cannot be had.
+
+    Attributes:
+        reason: `tampered` where it is there, but not what its name says; `unreachable` where the remote did not answer.
+    """
+
+    reason: Literal["missing", "tampered", "unreachable"]
+    what: str
+
+
+def look(repo: Any, md5: str) -> Held:
+    """What is held under `md5`; like what the functions here use, but every fault is told instead of the first raised."""
+    own = Path(repo.cache.local.oid_to_path(md5))
+    if fault := _fill(repo, {md5}).get(md5):
+        return Held({}, {"": fault})
+    if not md5.endswith(".dir"):
+        return Held({"": own}, {})
+    try:
+        entries = _entries(own, md5)
+    except IntegrityError as error:
+        return Held({}, {"": Absent("tampered", str(error))})
+    absent = {
+        entry["relpath"]: Absent("tampered", f"{own}: the listing names a file outside of the folder")
+        for entry in entries
+        if not _is_inside(entry["relpath"])
+    }
+    inside = {entry["relpath"]: entry["md5"] for entry in entries if entry["relpath"] not in absent}
+    faults = _fill(repo, set(inside.values()))
+    absent |= {name: faults[value] for name, value in inside.items() if value in faults}
+    files = {
+        name: Path(repo.cache.local.oid_to_path(value))
+        for name, value in inside.items()
+        if value not in faults
+    }
+    return Held(files, absent)
+
+
+def _fill(repo: Any, hashes: set[str]) -> dict[str, Absent]:
+    """`_bring`, but {hash: why it cannot be had} instead of an error."""
+    from dvc.exceptions import DvcException
+
+    cache = repo.cache.local
+    try:
+        _bring(repo, hashes)
+    except (DvcException, OSError, IntegrityError, WorkspaceError) as error:
+        faults = {}
+        for value in sorted(hashes):
+            if not Path(cache.oid_to_path(value)).exists():
+                faults[value] = _absence(repo, value, error)
+        return faults
+    return {}
+
+
+def _absence(repo: Any, value: str, error: Exception) -> Absent:
+    if isinstance(error, IntegrityError) and value in str(error).replace("/", ""):
+        return Absent("tampered", str(error))
+    if isinstance(error, IntegrityError | WorkspaceError) and _answers(repo):
+        return Absent("missing", f"neither DVC's cache nor its remote has {value}")
+    return Absent("unreachable", f"{value} is not in DVC's cache, and the remote cannot be asked: {error}")
+
+
+def _answers(repo: Any) -> bool:
+    """Whether the default remote is there at all: of a folder that is gone, DVC just says that it lacks everything."""
+    remote = repo.cloud.get_remote_odb()
+    return bool(remote.fs.protocol != "local" or Path(remote.path).is_dir())
 
 
 def _is_inside(name: str) -> bool:

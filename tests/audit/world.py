@@ -108,6 +108,9 @@ class World:
                 "manifest": {},
                 "labels": None,
                 "rows": {"train": 8, "validation": 1, "test": 1, "total": 10},
+                "splits": {"train": "2" * 64, "validation": "3" * 64, "test": "4" * 64},
+                "row_ids": "5" * 64,
+                "row_root": "0" * 64,
                 **({} if row_index is None else {"row_index": row_index}),
             },
         )
