@@ -290,6 +290,7 @@ def test_what_the_run_keeps_is_verified_too(world: World, name: str, how: str) -
         "dataset_md5",
         "base_digest",
         "manifest_digest",
+        "made_from",
     ],
 )
 @pytest.mark.parametrize("removed", [False, True])
@@ -314,7 +315,7 @@ def test_a_version_without_any_of_its_tags_is_still_known_as_ours(world: World) 
     (version,) = verify(world.root, "alpha:1").versions
     assert not version.by_hand
     missing = [f.where for f in version.faults if (f.link, f.kind) == (Link.VERSION, Kind.MISSING)]
-    assert len(missing) == 6
+    assert len(missing) == 7
     assert not [f for f in version.faults if f.link in (Link.DATASET, Link.BASE_MODEL, Link.EXPERIMENT)]
 
 
