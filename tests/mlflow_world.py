@@ -15,8 +15,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from pipeline import promotion
 from pipeline.digest import manifest
 from pipeline.errors import UnreachableError
 from pipeline.params import BaseModelParams, EvaluationParams, PathSource
@@ -25,6 +26,7 @@ from pipeline.register.lineage import LineageRecord, environment_identity
 from pipeline.register.registry import Registry
 from tests import records
 
+ACTOR = "A tester <tester@localhost>"
 LABELS = ["bad", "good", "middling"]
 TEXTS = ["the red cat runs", "old pub", "a cheap fine food area near the river and the tree", "one"]
 
@@ -97,6 +99,15 @@ def _wait(uri: str, process: subprocess.Popen[bytes]) -> None:
             assert process.poll() is None, "mlflow server ended"
             time.sleep(0.2)
     raise AssertionError("mlflow server did not start in 60 s")
+
+
+def promote(
+    registry: Registry, name: str, version: str, *, to: Literal["staging", "production"] = "production"
+) -> None:
+    """Promote the candidate, stage by stage."""
+    promotion.promote(registry, name, version, to="staging", reason="a test", actor=ACTOR)
+    if to == "production":
+        promotion.promote(registry, name, version, to="production", reason="a test", actor=ACTOR)
 
 
 def base_record(folder: Path, workspace: Path) -> dict[str, Any]:

@@ -56,13 +56,18 @@ def test_a_retraining_is_registered_and_read_back_through_the_server(
     (tmp_path / "page.html").write_text("<p>")
     mlflow_registry.log_files(registry, run_id, [tmp_path / "page.html"])
     record = mlflow_world.record(adapter, run_id, KEY)
-    version = versions.register(registry, run_id=run_id, record=record, adapter=adapter, example=EXAMPLE)
+    version = versions.register(
+        registry, run_id=run_id, record=record, adapter=adapter, example=EXAMPLE, actor=mlflow_world.ACTOR
+    )
     assert (
-        versions.register(registry, run_id=run_id, record=record, adapter=adapter, example=EXAMPLE) == version
+        versions.register(
+            registry, run_id=run_id, record=record, adapter=adapter, example=EXAMPLE, actor=mlflow_world.ACTOR
+        )
+        == version
     )
     assert versions.lookup(registry, "reviews", "@candidate").record == record
     assert versions.list_versions(registry, "reviews") == (version,)
-    registry.client.set_registered_model_alias("reviews", "production", version.version)
+    mlflow_world.promote(registry, "reviews", version.version)
     champion = versions.production(registry, "reviews")
     assert champion is not None
     fetched = versions.fetch(registry, champion, tmp_path / "adapters")
@@ -135,7 +140,9 @@ def test_replies_lost_after_the_server_acted_leave_one_run_and_one_version_that_
         run_id = start_run(registry, name, KEY, params={"seed": 1})
         sent = log_curves(registry, run_id, [{"kind": "step", "step": 1, "loss": 2.0, "seconds": 0.1}])
         record = mlflow_world.record(adapter, run_id, KEY, prefix=name)
-        version = versions.register(registry, run_id=run_id, record=record, adapter=adapter, example=EXAMPLE)
+        version = versions.register(
+            registry, run_id=run_id, record=record, adapter=adapter, example=EXAMPLE, actor=mlflow_world.ACTOR
+        )
     assert set(lost) == endings
     direct = mlflow_registry.connect(server)
     experiment = direct.client.get_experiment_by_name(name).experiment_id
@@ -173,7 +180,9 @@ def _register(
 ) -> versions.RegisteredVersion:
     run_id = start_run(registry, name, key, params={})
     record = mlflow_world.record(adapter, run_id, key, prefix=name)
-    return versions.register(registry, run_id=run_id, record=record, adapter=adapter, example=EXAMPLE)
+    return versions.register(
+        registry, run_id=run_id, record=record, adapter=adapter, example=EXAMPLE, actor=mlflow_world.ACTOR
+    )
 
 
 def test_an_outage_during_training_is_caught_up_with_when_the_server_is_back(tmp_path: Path) -> None:
