@@ -87,6 +87,8 @@ class _Folding:
             return
         if event.version not in self.registered:
             raise _misfit(event, f"moves version {event.version}, which was never registered")
+        if stood == event.version:
+            raise _misfit(event, f"moves version {event.version} to {event.stage}, where it stands already")
         production = self.stages.get("production")
         if isinstance(event, Archived):
             self.put_away.add(event.version)
