@@ -176,7 +176,9 @@ def make(root: Path, count: int, adapter_bytes: int, base_bytes: int, rows: int)
         write(kept / "lineage.json", record.to_json())
         write(kept / "lock.json", canonical_json(lineage.installed()))
         registry.log_files(connection, run_id, sorted(kept.iterdir()))
-        versions.register(connection, run_id=run_id, record=record, adapter=folder, example=["a"])
+        versions.register(
+            connection, run_id=run_id, record=record, adapter=folder, example=["a"], actor="benchmark"
+        )
         print(f"\r{number + 1} of {count} versions", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
 

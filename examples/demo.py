@@ -41,14 +41,25 @@ def main() -> None:
     expect(second["outcome"] == "unchanged", f"expected the outcome unchanged, got {second['outcome']}")
 
     say(f"5. Version {first['version']} goes into production, so that the next one has a champion to face.")
-    put_into_production(first["version"])
+    for stage in ("staging", "production"):
+        run(
+            "prefixline",
+            "promote",
+            NAME,
+            first["version"],
+            "--to",
+            stage,
+            "--reason",
+            "the demo's first version",
+        )
 
     say("6. More data: a new dataset version. The challenger is compared with the champion on the same rows.")
     run(sys.executable, "examples/docstrings.py", "--out", DATA, "--rows", ROWS, "--more", "60")
     third = retrain()
 
-    say("7. Where everything stands.")
+    say("7. Where everything stands, and how it came there.")
     run("prefixline", "status")
+    run("prefixline", "history", NAME)
     show_end(time.monotonic() - started, [first, third])
 
 
@@ -91,15 +102,6 @@ def show(outcome: dict[str, Any]) -> None:
     for criterion in outcome["verdict"]["criteria"]:
         print(f"  {'pass' if criterion['passed'] else 'FAIL'}  {criterion['reason']}")
     sys.stdout.flush()
-
-
-def put_into_production(version: str) -> None:
-    """Set the alias that others read, as any MLflow client can."""
-    from mlflow import MlflowClient
-
-    from pipeline.server_access import endpoints
-
-    MlflowClient(endpoints(ROOT).mlflow_uri).set_registered_model_alias(NAME, "production", version)
 
 
 def show_end(seconds: float, outcomes: list[dict[str, Any]]) -> None:

@@ -1,7 +1,7 @@
 """The `prefixline` command.
 
-Exit codes: 0 done (registered or unchanged), 1 error, 2 usage, 3 rejected by the gate, 5 verified and found wrong, 130
-stopped by Ctrl-C.
+Exit codes: 0 done (registered or unchanged), 1 error, 2 usage, 3 rejected by the gate, 4 somebody else moved a stage
+first, 5 verified and found wrong, 130 stopped by Ctrl-C.
 What a program reads goes to stdout, what a person watches to stderr. Every command imports what it needs when
 it runs, so that `--help` answers at once.
 """
@@ -16,31 +16,35 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.errors import PrefixlineError, disk_fault
+from pipeline.errors import ConflictError, PrefixlineError, disk_fault
 
 if TYPE_CHECKING:
     from pipeline.outcome import Outcome
+    from pipeline.promotion import Moved
+    from pipeline.tracking.connection import Registry
 
 EXIT_ERROR = 1
 EXIT_REJECTED = 3
+EXIT_CONFLICT = 4
 EXIT_WRONG = 5
 EXIT_INTERRUPTED = 130
 
 
 class _Commands(click.Group):
-    """Turns our own errors and the disk's into a message on stderr and exit code 1; others are our bugs."""
+    """Turns our own errors and the disk's into a message on stderr and exit code 1 or 4; others are our bugs."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except PrefixlineError as error:
             click.echo(f"error: {error}", err=True)
-            ctx.exit(EXIT_ERROR)
+            ctx.exit(EXIT_CONFLICT if isinstance(error, ConflictError) else EXIT_ERROR)
         except OSError as error:
             if (message := disk_fault(error)) is None:
                 raise
@@ -223,6 +227,150 @@ def lineage(workspace: Path, version: str, json_output: bool) -> None:
         from pipeline.show.terminal import show_lineage
 
         show_lineage(record)
+
+
+with_reason = click.option("--reason", required=True, metavar="TEXT", help="Why; kept in the ledger.")
+with_expectation = click.option(
+    "--expect",
+    metavar="VERSION|none",
+    help="The version that must stand there now, `none` for none; exit code 4 if it is another.",
+)
+
+
+def _ledger_of(workspace: Path, name: str) -> tuple[Registry, str]:
+    """The connection to MLflow, and who acts, for a prefix of the workspace."""
+    from pipeline import server_access
+    from pipeline.actor import actor
+    from pipeline.tracking.connection import connect
+    from pipeline.versioning.workspace import find_workspace
+
+    found = find_workspace(workspace)
+    found.params().prefix(name)
+    where = server_access.endpoints(found.root)
+    return connect(where.mlflow_uri, artifact_root=where.artifact_root), actor(found.root)
+
+
+def _print_moved(moved: Moved, json_output: bool) -> None:
+    for each in moved.repaired:
+        click.echo(f"put right first: {each}", err=True)
+    if json_output:
+        event, stages, repaired = (
+            moved.event,
+            dict(moved.state.stages),
+            [str(each) for each in moved.repaired],
+        )
+        told = {**json.loads(event.to_json()), "sha256": event.digest, "stages": stages, "repaired": repaired}
+        _print_json(told)
+    else:
+        from pipeline.show.terminal import show_moved
+
+        show_moved(moved.event, moved.state)
+
+
+@main.command()
+@click.argument("name")
+@click.argument("version")
+@click.option(
+    "--to", required=True, type=click.Choice(["staging", "production"]),
+    help="The stage: staging first, then production.",
+)  # fmt: skip
+@with_reason
+@with_expectation
+@as_json
+@click.pass_obj
+def promote(
+    workspace: Path, name: str, version: str, to: Any, reason: str, expect: str | None, json_output: bool
+) -> None:
+    """Move VERSION of the prefix NAME up a stage. What production held goes to archived.
+
+    Its verdict must have passed and its lineage record must verify. Exit code 4: somebody else moved a stage first;
+    nothing was changed, and the message says what stands now.
+    """
+    from pipeline import promotion
+
+    registry, actor = _ledger_of(workspace, name)
+    moved = promotion.promote(registry, name, version, to=to, reason=reason, actor=actor, expect=expect)
+    _print_moved(moved, json_output)
+
+
+@main.command()
+@click.argument("name")
+@with_reason
+@with_expectation
+@as_json
+@click.pass_obj
+def rollback(workspace: Path, name: str, reason: str, expect: str | None, json_output: bool) -> None:
+    """Bring back to production what it held before, by the ledger. What it holds goes to archived.
+
+    A version put away by `archive` is passed over. Exit code 4: somebody else moved a stage first.
+    """
+    from pipeline import promotion
+
+    registry, actor = _ledger_of(workspace, name)
+    _print_moved(promotion.rollback(registry, name, reason=reason, actor=actor, expect=expect), json_output)
+
+
+@main.command()
+@click.argument("name")
+@click.argument("version")
+@with_reason
+@as_json
+@click.pass_obj
+def archive(workspace: Path, name: str, version: str, reason: str, json_output: bool) -> None:
+    """Put VERSION of the prefix NAME away, from whichever stage it stands in.
+
+    Exit code 4: somebody else moved a stage first.
+    """
+    from pipeline import promotion
+
+    registry, actor = _ledger_of(workspace, name)
+    _print_moved(promotion.archive(registry, name, version, reason=reason, actor=actor), json_output)
+
+
+def _time(ctx: click.Context, option: click.Parameter, value: str | None) -> datetime | None:
+    """An ISO 8601 time; without an offset it is this machine's local time."""
+    if value is None:
+        return None
+    try:
+        return datetime.fromisoformat(value).astimezone()
+    except (ValueError, OverflowError) as error:
+        raise click.BadParameter(
+            f"got {value!r}; expected ISO 8601, as 2024-02-29, 2024-02-29T12:00 or 2024-02-29T12:00:00+00:00",
+            ctx,
+            option,
+        ) from error
+
+
+@main.command()
+@click.argument("name")
+@click.option(
+    "--at", callback=_time, metavar="TIME",
+    help="Only what was recorded up to then, and what stood in each stage. ISO 8601; local time if it has no offset.",
+)  # fmt: skip
+@click.option("--repair", is_flag=True, help="Put every alias where the ledger says, first.")
+@as_json
+@click.pass_obj
+def history(workspace: Path, name: str, at: datetime | None, repair: bool, json_output: bool) -> None:
+    """Say who moved which version of the prefix NAME from stage to stage, when and why, and what stands where now.
+
+    An alias that is not where the ledger says is named: it was moved by hand, or a command was stopped on the way.
+    """
+    from pipeline.show.overview import history_of
+
+    if repair:
+        from pipeline.ledger.events import STAGES
+        from pipeline.ledger.projection import project
+
+        registry, _ = _ledger_of(workspace, name)
+        for each in project(registry, name, stages=STAGES)[1]:
+            click.echo(f"put right: {each}", err=True)
+    told = history_of(workspace, name, at=at)
+    if json_output:
+        _print_json(told)
+    else:
+        from pipeline.show.terminal import show_history
+
+        show_history(told)
 
 
 @main.command()

@@ -17,6 +17,7 @@ The tree; each kind of fault has a type of its own, because each asks for a diff
     ├── ExperimentError      a DVC stage failed
     ├── CompareError         methods cannot be compared: one is unknown, not installed, or did not train
     ├── RegistryError        MLflow refused, or holds something that contradicts us
+    ├── ConflictError        somebody else moved a stage first
     ├── ServerError          a server could not be started, or ended by itself
     └── UnreachableError     a server did not answer
 
@@ -115,6 +116,10 @@ class CompareError(PrefixlineError):
 
 class RegistryError(PrefixlineError):
     """MLflow refused, or holds something that contradicts the record."""
+
+
+class ConflictError(PrefixlineError):
+    """Somebody else moved a stage first; the message says what stands now and who moved it. Exit code 4."""
 
 
 class UnreachableError(PrefixlineError):

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline import recording, warm_start
+from pipeline.actor import actor
 from pipeline.base import base_model
 from pipeline.base.base_model import ResolvedBase
 from pipeline.data import card
@@ -66,7 +67,7 @@ def plan(folder: Path, name: str, *, prefect_run: str | None = None) -> Plan:
     run_key = _run_key(dataset, base, entry, code, start)
     known = registry.find_run_key(connection, name, run_key)
     if known is not None and known.outcome == "incomplete":
-        versions.complete(connection, name, run_key)
+        versions.complete(connection, name, run_key, actor=actor(workspace.root))
         known = registry.find_run_key(connection, name, run_key)
     return Plan(workspace, name, entry, base, dataset, code, start, run_key, known, prefect_run, started)
 
@@ -276,7 +277,12 @@ def register(plan: Plan, judged: Judged) -> Outcome:
         if judged.verdict.passed:
             examples = pages.example_texts(judged.samples)
             version = versions.register(
-                connection, run_id=run_id, record=record, adapter=judged.adapter, example=examples
+                connection,
+                run_id=run_id,
+                record=record,
+                adapter=judged.adapter,
+                example=examples,
+                actor=actor(plan.workspace.root),
             )
             outcome = replace(outcome, version=version.version)
         else:

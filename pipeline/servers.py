@@ -102,7 +102,7 @@ def _make_database(state: Path, stop: threading.Event, say: Callable[[str], None
         return True
     say("making MLflow's database")
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.register.database", str(database), (state / "mlartifacts").as_uri()],
+        [sys.executable, "-m", "pipeline.tracking.database", str(database), (state / "mlartifacts").as_uri()],
         env={**os.environ, **quiet_environment(offline=False)},
         capture_output=True,
         text=True,

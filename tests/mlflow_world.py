@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import atexit
 import functools
+import http.client
+import http.server
 import os
 import shutil
 import signal
@@ -11,12 +13,14 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from pipeline import promotion
 from pipeline.digest import manifest
 from pipeline.errors import UnreachableError
 from pipeline.params import BaseModelParams, EvaluationParams, PathSource
@@ -25,6 +29,7 @@ from pipeline.register.lineage import LineageRecord, environment_identity
 from pipeline.register.registry import Registry
 from tests import records
 
+ACTOR = "A tester <tester@localhost>"
 LABELS = ["bad", "good", "middling"]
 TEXTS = ["the red cat runs", "old pub", "a cheap fine food area near the river and the tree", "one"]
 
@@ -88,6 +93,44 @@ def server(root: Path, port: int, *extra: str) -> Iterator[str]:
         process.wait()
 
 
+@contextmanager
+def losing_replies(server: str, endings: set[str]) -> Iterator[tuple[str, list[str]]]:
+    """A proxy that answers 503 to the first request for each of `endings` after the server carried it out."""
+    lost: list[str] = []
+    host = server.removeprefix("http://")
+
+    class Proxy(http.server.BaseHTTPRequestHandler):
+        def _forward(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            upstream = http.client.HTTPConnection(host, timeout=30)
+            headers = {key: value for key, value in self.headers.items() if key.lower() != "host"}
+            upstream.request(self.command, self.path, body, headers)
+            reply = upstream.getresponse()
+            content = reply.read()
+            ending = next((end for end in endings if self.path.endswith(end)), None)
+            if ending and self.command == "POST" and ending not in lost:
+                lost.append(ending)
+                self.send_response(503)
+                content = b""
+            else:
+                self.send_response(reply.status)
+            self.send_header("Content-Type", reply.headers.get("Content-Type", "text/plain"))
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+            upstream.close()
+
+        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _forward  # noqa: N815 (http.server's names)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{proxy.server_port}", lost
+        proxy.shutdown()
+
+
 def _wait(uri: str, process: subprocess.Popen[bytes]) -> None:
     for _ in range(300):
         try:
@@ -97,6 +140,15 @@ def _wait(uri: str, process: subprocess.Popen[bytes]) -> None:
             assert process.poll() is None, "mlflow server ended"
             time.sleep(0.2)
     raise AssertionError("mlflow server did not start in 60 s")
+
+
+def promote(
+    registry: Registry, name: str, version: str, *, to: Literal["staging", "production"] = "production"
+) -> None:
+    """Promote the candidate, stage by stage."""
+    promotion.promote(registry, name, version, to="staging", reason="a test", actor=ACTOR)
+    if to == "production":
+        promotion.promote(registry, name, version, to="production", reason="a test", actor=ACTOR)
 
 
 def base_record(folder: Path, workspace: Path) -> dict[str, Any]:

@@ -52,6 +52,10 @@ def test_every_command_has_help():
             " retrain",
             " status",
             " lineage",
+            " promote",
+            " rollback",
+            " archive",
+            " history",
             " impact",
             " verify",
             " data",
@@ -73,7 +77,9 @@ def test_every_option_has_help():
 
 
 def test_every_reporting_command_can_print_json():
-    reporting = {"init", "retrain", "status", "lineage", "impact", "verify", "data", "compare"}
+    reporting = set(
+        "init retrain status lineage promote rollback archive history impact verify data compare".split()
+    )
     have = {
         name
         for name, command in main.commands.items()
@@ -117,6 +123,8 @@ def test_outside_a_workspace_every_command_says_how_to_make_one(tmp_path: Path):
         ["status"],
         ["retrain", "a"],
         ["lineage", "a"],
+        ["promote", "a", "1", "--to", "staging", "--reason", "x"],
+        ["history", "a"],
         ["data", "a"],
         ["impact", "--row", "a"],
         ["compare", "a"],

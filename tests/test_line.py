@@ -159,7 +159,9 @@ def test_changed_data_is_a_new_version_compared_with_the_champion_on_the_same_ro
     line: Line, first: dict[str, Any]
 ):
     client = connection(line).client
-    client.set_registered_model_alias("words", "production", "1")
+    for stage in ("staging", "production"):
+        moved = line.json("promote", "words", "1", "--to", stage, "--reason", "the first")
+        assert str(client.get_model_version_by_alias("words", stage).version) == moved["version"] == "1"
     line.write_rows([*rows(400), *rows(60, seed=7)])
     foretold = line.json("data", "words")["changes"]
     assert foretold["added"] > 0
@@ -203,6 +205,24 @@ def test_changed_data_is_a_new_version_compared_with_the_champion_on_the_same_ro
     code = after["code"]["commit"]
     assert affected(line, "--code", code[:8]) == {"2": ("candidate", None)}
     assert affected(line, "--base", after["base_model"]["digest"][:12]).keys() == {"1", "2"}
+
+    for stage in ("staging", "production"):
+        line.json("promote", "words", "2", "--to", stage, "--reason", "more data")
+    assert str(client.get_model_version_by_alias("words", "production").version) == "2"
+    assert line.json("lineage", "words@archived")["version"] == "1"
+    line.json("rollback", "words", "--reason", "the first was better", "--expect", "2")
+    assert str(client.get_model_version_by_alias("words", "production").version) == "1"
+    told = line.json("history", "words")
+    assert [(row["event"], row["version"], row["stage"]) for row in told["events"]] == [
+        ("registered", "1", "candidate"),
+        ("promoted", "1", "staging"),
+        ("promoted", "1", "production"),
+        ("registered", "2", "candidate"),
+        ("promoted", "2", "staging"),
+        ("promoted", "2", "production"),
+        ("rolled back", "1", "production"),
+    ]
+    assert told["out_of_step"] == []
 
 
 def affected(line: Line, *question: str) -> dict[str, tuple[str, str | None]]:

@@ -91,7 +91,14 @@ def test_a_generation_prefix_on_a_t5_is_trained_judged_registered_and_served(
     adapter = artifacts / "adapter"
     record = mlflow_world.record(adapter, run_id, KEY, base, pins.task, params=params, prefix="words")
     assert record.adapter_digest == digest(dict(record.files))
-    versions.register(registry, run_id=run_id, record=record, adapter=adapter, example=["red blue cat dog"])
+    versions.register(
+        registry,
+        run_id=run_id,
+        record=record,
+        adapter=adapter,
+        example=["red blue cat dog"],
+        actor=mlflow_world.ACTOR,
+    )
 
     registry.activate()
     model = mlflow.pyfunc.load_model("models:/words@candidate")

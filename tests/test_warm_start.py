@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -47,7 +47,13 @@ class World:
         params = BaseModelParams(source=base["source"], digest=base["digest"])
         self.base: ResolvedBase = base_model.resolve("tiny", params, base_root)
 
-    def register(self, run_key: str = "1" * 64, *, stage: str | None = None, **params: Any) -> str:
+    def register(
+        self,
+        run_key: str = "1" * 64,
+        *,
+        stage: Literal["staging", "production"] | None = None,
+        **params: Any,
+    ) -> str:
         """A version of `reviews` with this adapter."""
         recorded = {
             "task": "classification",
@@ -58,10 +64,15 @@ class World:
         run_id = mlflow_registry.start_run(self.registry, "reviews", run_key, params={})
         record = mlflow_world.record(self.adapter, run_id, run_key, self.base_record, params=recorded)
         made = versions.register(
-            self.registry, run_id=run_id, record=record, adapter=self.adapter, example=["one"]
+            self.registry,
+            run_id=run_id,
+            record=record,
+            adapter=self.adapter,
+            example=["one"],
+            actor=mlflow_world.ACTOR,
         )
         if stage is not None:
-            self.registry.client.set_registered_model_alias("reviews", stage, made.version)
+            mlflow_world.promote(self.registry, "reviews", made.version, to=stage)
         return made.version
 
     def resolve(self, prefix: dict[str, Any], name: str = "reviews", **entry: Any) -> WarmStart | None:

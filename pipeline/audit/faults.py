@@ -25,6 +25,7 @@ class Link(StrEnum):
     """What was followed from the stage down to the code."""
 
     ALIAS = "alias"
+    LEDGER = "ledger"
     VERSION = "version"
     RUN = "run"
     ARTEFACT = "artefact"

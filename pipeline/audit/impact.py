@@ -16,12 +16,12 @@ from pipeline.audit import asked_rows, digests
 from pipeline.audit.asked_rows import AskedRows
 from pipeline.data.row_index import ROW_INDEX, Columns, RowIndex
 from pipeline.errors import IntegrityError, RegistryError, WorkspaceError
+from pipeline.ledger.events import STAGES
 from pipeline.register import registry, versions
 from pipeline.register.origin import Origin
 from pipeline.register.registry import Registry
 from pipeline.register.versions import RegisteredVersion
 from pipeline.server_access import endpoints
-from pipeline.show.overview import STAGES
 from pipeline.state import row_index_file
 from pipeline.versioning.stored import fetch_file
 from pipeline.versioning.workspace import Workspace, find_workspace

@@ -1,4 +1,4 @@
-"""What MLflow holds of a version: alias, tags, run and artefact, followed to its lineage record."""
+"""What MLflow holds of a version: alias, ledger, tags, run and artefact, followed to its lineage record."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from pipeline.audit.faults import Fault, Gone, Kind, Link
 from pipeline.audit.hashing import ABSENT, Hashes, compare, scan
 from pipeline.digest import digest
 from pipeline.errors import IntegrityError, RegistryError, UnreachableError
+from pipeline.ledger import log
+from pipeline.ledger.fold import State
+from pipeline.ledger.projection import OutOfStep, out_of_step
 from pipeline.register import versions
 from pipeline.register.lineage import LineageRecord
 from pipeline.register.origin import MADE_FROM, Origin
@@ -63,8 +66,16 @@ class RegisteredName:
 
     def __init__(self, registry: Registry, name: str) -> None:
         self.name = name
-        self.versions = versions.list_versions(registry, name)
         self._registry = registry
+        self._ledger_problems: tuple[str, ...] = ()
+        self._out_of_step: tuple[OutOfStep, ...] = ()
+        self._state = State()
+        try:
+            reading = log.read(registry, name)
+            self._state, self._out_of_step = reading.state, out_of_step(reading)
+        except IntegrityError as error:
+            self._ledger_problems = error.problems
+        self.versions = versions.versions_of(registry, name, self._state)
         with registry.errors(f"reading the runs of {name}"):
             experiment = registry.client.get_experiment_by_name(name)
             experiments = [] if experiment is None else [experiment.experiment_id]
@@ -110,6 +121,7 @@ class RegisteredName:
             self._check_run(version, files.get(versions.LINEAGE_PATH), expected, hashes, found)
             self._check_model(version, model, location, found)
             self._check_duplicates(version, found)
+            self._check_ledger(version, found)
             if found.record is not None:
                 self._check_record(version, found.record, files, others, hashes, found)
         return found
@@ -118,10 +130,37 @@ class RegisteredName:
         found.by_hand = True
         what = "none: it was registered by hand, not by prefixline"
         found.add(Link.LINEAGE, Kind.MISSING, "lineage record", "a lineage record", what)
-        for stage in version.stages:
+        self._check_ledger(version, found)
+
+    def _check_ledger(self, version: RegisteredVersion, found: Findings) -> None:
+        """The aliases, which follow the ledger, and what the ledger entered of the version."""
+        if self._ledger_problems:
+            where = f"the ledger of {self.name}"
             found.add(
-                Link.ALIAS, Kind.OUT_OF_STEP, f"@{stage}", "a version with lineage", "one registered by hand"
+                Link.LEDGER,
+                Kind.TAMPERED,
+                where,
+                "an unbroken chain of events",
+                "; ".join(self._ledger_problems),
             )
+            return
+        for each in self._out_of_step:
+            if version.version in (each.ledger, each.alias):
+                expected, actual = each.ledger or "none", each.alias or "none"
+                found.add(Link.ALIAS, Kind.OUT_OF_STEP, f"@{each.stage}", expected, actual)
+        if found.by_hand or version.duplicate_of is not None:
+            return
+        entered = self._state.registered.get(version.version)
+        if entered is None:
+            found.add(Link.LEDGER, Kind.MISSING, "its registration", "an event", "no such event")
+        elif found.record is not None:
+            for what, expected, actual in (
+                ("the lineage record", entered.lineage_digest, found.record.digest),
+                ("the verdict", entered.verdict_digest, digest(dict(found.record.verdict))),
+            ):
+                if expected != actual:
+                    where = f"epoch {entered.epoch}: {what}"
+                    found.add(Link.LEDGER, Kind.OUT_OF_STEP, where, expected, actual)
 
     def _location(self, version: RegisteredVersion) -> str:
         with self._registry.errors(f"looking where {self.name} version {version.version} lies"):
@@ -289,18 +328,13 @@ class RegisteredName:
                 )
 
     def _check_duplicates(self, version: RegisteredVersion, found: Findings) -> None:
-        """Of several versions with one run key the lowest counts, the others say so, and no stage is on them."""
+        """Of several versions with one run key the lowest counts, and the others say so."""
         same = [other.version for other in self.versions if other.run_key == version.run_key]
         counts = same[0] if same and same[0] != version.version else None
         if version.run_key and version.duplicate_of != counts:
             expected = "no such tag" if counts is None else counts
             actual = version.duplicate_of or "no such tag"
             found.add(Link.VERSION, Kind.OUT_OF_STEP, f"tag {DUPLICATE_OF}", expected, actual)
-        for stage in version.stages if version.duplicate_of or counts else ():
-            expected = f"version {counts}" if counts else "a version that counts"
-            found.add(
-                Link.ALIAS, Kind.OUT_OF_STEP, f"@{stage}", expected, f"version {version.version}, a duplicate"
-            )
 
     def _check_record(
         self,

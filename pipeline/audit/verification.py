@@ -1,6 +1,6 @@
 """Verify registered versions: follow each from its stage to the code it was made by, and hash everything again.
 
-    alias → version → run → artefact → lineage record → adapter → dataset → base model → experiment → code
+    alias → ledger → version → run → artefact → lineage record → adapter → dataset → base model → experiment → code
 
 The whole difference is told, not the first fault; what cannot be followed because its record is not to be trusted is
 named as unchecked. A file that many versions share is hashed once.

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.digest import canonical_json, digest
 from pipeline.errors import RegistryError
-from pipeline.register.connection import Registry as Registry
-from pipeline.register.connection import connect as connect
+from pipeline.tracking.connection import Registry as Registry
+from pipeline.tracking.connection import connect as connect
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -103,7 +103,7 @@ def start_run(
     """
     client = registry.client
     with registry.errors(f"starting the run of {prefix}"):
-        experiment = _experiment(registry, prefix)
+        experiment = registry.experiment(prefix)
         if not _runs(registry, prefix, run_key):
             attempt = uuid.uuid4().hex
             run_tags = {RUN_KEY: run_key, PREFIX: prefix, ATTEMPT: attempt}
@@ -293,28 +293,6 @@ def _flatten(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, An
             yield from _flatten(inner, f"{path}{key}.")
         else:
             yield f"{path}{key}", inner
-
-
-def _experiment(registry: Registry, prefix: str) -> str:
-    from mlflow.exceptions import MlflowException
-
-    found = registry.client.get_experiment_by_name(prefix)
-    if found is None:
-        where = None if registry.artifact_root is None else f"{registry.artifact_root}/{prefix}"
-        try:
-            created: str = registry.client.create_experiment(prefix, artifact_location=where)
-            return created
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-            found = registry.client.get_experiment_by_name(prefix)  # another process was first
-    if found.lifecycle_stage != "active":
-        raise RegistryError(
-            f"experiment {prefix!r} is deleted in MLflow; restore it: "
-            f"mlflow experiments restore --experiment-id {found.experiment_id}"
-        )
-    experiment_id: str = found.experiment_id
-    return experiment_id
 
 
 def _runs(registry: Registry, prefix: str, run_key: str) -> list[Run]:

@@ -2,7 +2,8 @@
 
 A version is made by one request that carries its run key and digests as tags. MLflow numbers versions in the
 order they are stored, so of several with one run key the lowest counts, every process agrees on that, and the
-others are tagged `duplicate_of` and never aliased. No version is ever deleted: MLflow would overwrite where it
+others are tagged `duplicate_of` and never enter the ledger. Stages are read from the ledger, whose projection MLflow's
+aliases are. No version is ever deleted: MLflow would overwrite where it
 came from.
 
 A version's files, MLflow's own among them, are listed with their SHA-256 in its `manifest.json`, whose own SHA-256 is
@@ -23,6 +24,10 @@ from typing import TYPE_CHECKING, Any
 from pipeline import digest
 from pipeline.errors import IntegrityError, RegistryError
 from pipeline.files import new_folder
+from pipeline.ledger import log
+from pipeline.ledger.events import STAGES
+from pipeline.ledger.fold import State
+from pipeline.ledger.registration import enter
 from pipeline.register.lineage import LineageRecord
 from pipeline.register.origin import MADE_FROM, Origin
 from pipeline.register.registry import DUPLICATE_OF, OUTCOME, PREFIX, RUN_KEY, TAG, Registry, registered
@@ -37,8 +42,6 @@ MANIFEST_DIGEST = TAG + "manifest_digest"
 MANIFEST_FILE, LINEAGE_PATH, ADAPTER_PATH = "manifest.json", "artifacts/lineage.json", "artifacts/adapter"
 """In a version's model folder: {file: SHA-256} of all others, the lineage record, and the adapter's folder."""
 
-CANDIDATE, PRODUCTION = "candidate", "production"
-
 _MODEL_CODE = Path(__file__).parents[1] / "serve" / "serving_model.py"
 _LIBRARIES = ("torch", "transformers", "safetensors")
 
@@ -49,7 +52,7 @@ class RegisteredVersion:
 
     Attributes:
         version: its number, as MLflow writes it.
-        stages: the aliases that point to it.
+        stages: where it stands, by the ledger: one stage, or none.
         duplicate_of: the version with the same run key that counts instead; None for one that counts.
         source: where MLflow says that its files lie.
     """
@@ -83,9 +86,15 @@ class FetchedVersion:
 
 
 def register(
-    registry: Registry, *, run_id: str, record: LineageRecord, adapter: Path, example: Sequence[str]
+    registry: Registry,
+    *,
+    run_id: str,
+    record: LineageRecord,
+    adapter: Path,
+    example: Sequence[str],
+    actor: str,
 ) -> RegisteredVersion:
-    """Make the retraining's one registered version, with the alias `candidate`, and close its run.
+    """Make the retraining's one registered version, enter it into the ledger as the candidate, and close its run.
 
     Idempotent by run key, also across processes: if there is a version it is completed and returned. An error
     on the way leaves no new version, or one whose registration a repeat completes.
@@ -94,6 +103,7 @@ def register(
         record: its verdict must have passed.
         adapter: the folder whose files the record names.
         example: a few texts the model could be asked, kept as its input example.
+        actor: who registers.
 
     Raises:
         RegistryError: the verdict did not pass, or MLflow refused.
@@ -125,7 +135,7 @@ def register(
                 },
                 await_creation_for=0,
             )
-    version = complete(registry, record.prefix, record.run_key)
+    version = complete(registry, record.prefix, record.run_key, actor=actor)
     if version.run_id != run_id:
         with registry.errors(f"closing run {run_id}"):
             registry.put(client.set_tag, run_id, DUPLICATE_OF, version.run_id)
@@ -133,13 +143,15 @@ def register(
     return version
 
 
-def complete(registry: Registry, name: str, run_key: str) -> RegisteredVersion:
-    """Finish the registration of the version with this run key: mark duplicates, set `candidate`, close the run.
+def complete(registry: Registry, name: str, run_key: str, *, actor: str) -> RegisteredVersion:
+    """Finish the registration of the version with this run key: mark duplicates, enter the ledger, close the run.
 
     A registration that was already finished is left as it is, wherever its version has been promoted since.
 
     Raises:
         RegistryError: there is no such version.
+        IntegrityError: its lineage record is not the one it was registered with, or the ledger is not what was
+            written.
     """
     client = registry.client
     with registry.errors(f"completing the registration of {name}"):
@@ -153,23 +165,29 @@ def complete(registry: Registry, name: str, run_key: str) -> RegisteredVersion:
                     client.set_model_version_tag, name, other.version, DUPLICATE_OF, str(first.version)
                 )
         if not _is_complete(registry, first):
-            _make_candidate(registry, name, first)
+            record = _lineage(registry, _describe(first, ()))
+            enter(
+                registry,
+                name,
+                str(first.version),
+                lineage_digest=record.digest,
+                verdict_digest=digest.digest(dict(record.verdict)),
+                actor=actor,
+                reason="passed the gate",
+            )
             registered(registry, first.run_id, str(first.version))
-        final = client.get_model_version(name, first.version)
-        return _describe(final, final.aliases)
+        return _standing(client.get_model_version(name, first.version), log.read(registry, name).state)
 
 
 def list_versions(registry: Registry, name: str) -> tuple[RegisteredVersion, ...]:
     """All versions, oldest first, duplicates among them (see `RegisteredVersion.duplicate_of`)."""
+    return versions_of(registry, name, log.read(registry, name).state)
+
+
+def versions_of(registry: Registry, name: str, state: State) -> tuple[RegisteredVersion, ...]:
+    """All versions, as `list_versions`, where they stand by `state`, which the ledger came to."""
     with registry.errors(f"listing the versions of {name}"):
-        found = _all(registry, name)
-        # A search leaves the aliases out (tried).
-        aliases = registry.client.get_registered_model(name).aliases if found else {}
-    stages = {
-        version.version: [a for a, v in aliases.items() if str(v) == str(version.version)]
-        for version in found
-    }
-    return tuple(_describe(version, stages[version.version]) for version in found)
+        return tuple(_standing(version, state) for version in _all(registry, name))
 
 
 def list_all(registry: Registry) -> tuple[RegisteredVersion, ...]:
@@ -182,14 +200,15 @@ def list_all(registry: Registry) -> tuple[RegisteredVersion, ...]:
         found: dict[str, list[ModelVersion]] = {}
         for version in _pages(client.search_model_versions, ""):
             found.setdefault(version.name, []).append(version)
-        stages: dict[tuple[str, str], list[str]] = {}
-        for model in _pages(client.search_registered_models):
-            for alias, number in model.aliases.items():
-                stages.setdefault((model.name, str(number)), []).append(alias)
-    return tuple(
-        _describe(version, stages.get((name, str(version.version)), ()))
+    ours = {
+        name: versions
         for name, versions in sorted(found.items())
         if any(LINEAGE_DIGEST in version.tags for version in versions)
+    }
+    states = {name: log.read(registry, name).state for name in ours}
+    return tuple(
+        _standing(version, states[name])
+        for name, versions in ours.items()
         for version in sorted(versions, key=lambda version: int(version.version))
     )
 
@@ -206,46 +225,56 @@ def origin(registry: Registry, version: RegisteredVersion) -> Origin:
 
 
 def lookup(registry: Registry, name: str, which: str) -> VerifiedVersion:
-    """The version `which`, a number or a stage (`candidate`, `@production`), with its verified lineage record.
+    """The version `which` with its verified lineage record: a number, or a stage (`candidate`, `@production`).
+
+    A stage is read from the ledger; any other alias is MLflow's.
 
     Raises:
         RegistryError: there is none, or it was not registered by prefixline.
-        IntegrityError: the record is not the one the version was registered with.
+        IntegrityError: the record is not the one the version was registered with, or the ledger is not what was
+            written.
     """
     from mlflow.exceptions import MlflowException
 
     client = registry.client
     alias = which.removeprefix("@")
+    reading = log.read(registry, name)
     with registry.errors(f"looking up {name}@{alias}"):
+        number = reading.state.stages.get(alias) if alias in STAGES else reading.aliases.get(alias, alias)
         try:
-            if alias.isdecimal():
-                found = client.get_model_version(name, alias)
-            else:
-                found = client.get_model_version_by_alias(name, alias)
-                found = client.get_model_version(name, found.version)  # with all of its aliases
+            found = client.get_model_version(name, number) if number and number.isdecimal() else None
         except MlflowException as error:
-            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            there = [
-                f"{v.version} {' '.join('@' + stage for stage in v.stages)}".strip()
-                for v in list_versions(registry, name)
-            ]
-            raise RegistryError(
-                f"{name}: no version {which!r}; available: {', '.join(there) or 'none'}"
-            ) from error
-    version = _describe(found, found.aliases)
+            found = None
+    if found is None:
+        there = [
+            f"{v.version} {' '.join('@' + stage for stage in v.stages)}".strip()
+            for v in list_versions(registry, name)
+        ]
+        raise RegistryError(f"{name}: no version {which!r}; available: {', '.join(there) or 'none'}")
+    version = _standing(found, reading.state)
     return VerifiedVersion(version, _lineage(registry, version))
 
 
 def production(registry: Registry, name: str) -> VerifiedVersion | None:
-    """The version in production; None if there is none.
+    """The version in production, by the ledger; None if there is none.
 
     Raises:
-        IntegrityError: its record is not the one it was registered with.
+        RegistryError: nothing is, but MLflow's alias says otherwise. The two are for a person to put in step: going on
+            without a champion would let through what it would have stopped.
+        IntegrityError: its record is not the one it was registered with, or the ledger is not what was written.
     """
-    if PRODUCTION not in {stage for version in list_versions(registry, name) for stage in version.stages}:
-        return None
-    return lookup(registry, name, PRODUCTION)
+    reading = log.read(registry, name)
+    if "production" in reading.state.stages:
+        return lookup(registry, name, "production")
+    if (alias := reading.aliases.get("production")) is not None:
+        raise RegistryError(
+            f"{name}: MLflow's alias production is on version {alias}, but the ledger says that nothing is in production: "
+            f"the alias was moved by hand. `prefixline promote {name} {alias} --to staging`, then `--to production`, "
+            f"makes it so; `prefixline history {name} --repair` takes the alias away"
+        )
+    return None
 
 
 def fetch(registry: Registry, verified: VerifiedVersion, adapters: Path) -> FetchedVersion:
@@ -371,30 +400,6 @@ def _ensure_name(registry: Registry, name: str) -> None:
             raise
 
 
-def _make_candidate(registry: Registry, name: str, version: ModelVersion) -> None:
-    """Point `candidate` at the newest version that counts, unless that one's own registration has done so.
-
-    The alias is last-writer-wins, so after writing it is looked whether a newer version came meanwhile.
-    """
-    newest = _counting(_all(registry, name))[-1]
-    if newest.version != version.version and _is_complete(registry, newest):
-        return
-    while True:
-        registry.put(registry.client.set_registered_model_alias, name, CANDIDATE, newest.version)
-        latest = _counting(_all(registry, name))[-1]
-        if latest.version == newest.version:
-            return
-        newest = latest
-
-
-def _counting(versions: Sequence[ModelVersion]) -> list[ModelVersion]:
-    """Of the versions, oldest first, those that are the first with their run key."""
-    first: dict[str, ModelVersion] = {}
-    for version in versions:
-        first.setdefault(version.tags.get(RUN_KEY, f"version {version.version}"), version)
-    return list(first.values())
-
-
 def _is_complete(registry: Registry, version: ModelVersion) -> bool:
     return bool(registry.client.get_run(version.run_id).data.tags.get(OUTCOME) == "registered")
 
@@ -415,6 +420,11 @@ def _pages(search: Callable[..., Any], *arguments: Any) -> Iterator[Any]:
 
 def _with_run_key(registry: Registry, name: str, run_key: str) -> list[ModelVersion]:
     return _all(registry, name, f" and tags.`{RUN_KEY}` = '{run_key}'")
+
+
+def _standing(version: ModelVersion, state: State) -> RegisteredVersion:
+    stage = state.stage_of(str(version.version))
+    return _describe(version, () if stage is None else (stage,))
 
 
 def _describe(version: ModelVersion, stages: Iterable[str]) -> RegisteredVersion:

@@ -1,15 +1,19 @@
-"""What the command line shows of a workspace without changing it: status, lineage, the data's card."""
+"""What the command line shows of a workspace without changing it: status, lineage, history, the data's card."""
 
 from __future__ import annotations
 
 import json
 import re
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from pipeline import server_access
 from pipeline.base import base_model
 from pipeline.errors import DataError, RegistryError, WorkspaceError
+from pipeline.ledger import log
+from pipeline.ledger.history import history
+from pipeline.ledger.projection import out_of_step
 from pipeline.pins import previous_dataset
 from pipeline.register import registry, versions
 from pipeline.register.registry import Registry
@@ -18,16 +22,14 @@ from pipeline.state import row_ids_folder
 from pipeline.versioning import git, snapshot
 from pipeline.versioning.workspace import Workspace, find_workspace
 
-STAGES = ("candidate", "staging", "production", "archived")
-"""The aliases that are stages; a version may carry others, which mean nothing to us."""
-
 
 def overview(root: Path) -> dict[str, Any]:
     """Where every prefix of the workspace stands.
 
     Returns:
         {workspace, commit, servers {mlflow, prefect} | null, prefixes: [{name, task, base_model, dataset {path,
-        md5 | null}, schedule | null, versions: [{version, stages, run_key, dataset_md5}], last {outcome, run} | null}]}
+        md5 | null}, schedule | null, versions: [{version, stages, run_key, dataset_md5}], out_of_step [sentence], last
+        {outcome, run} | null}]}
     """
     workspace = find_workspace(root)
     params = workspace.params()
@@ -46,13 +48,14 @@ def overview(root: Path) -> dict[str, Any]:
                 "versions": [
                     {
                         "version": version.version,
-                        "stages": [stage for stage in version.stages if stage in STAGES],
+                        "stages": list(version.stages),
                         "run_key": version.run_key,
                         "dataset_md5": version.tags.get(versions.DATASET_MD5),
                     }
                     for version in found
                     if version.duplicate_of is None
                 ],
+                "out_of_step": [str(each) for each in out_of_step(log.read(connection, name))],
                 "last": registry.last_outcome(connection, name),
             }
         )
@@ -80,7 +83,7 @@ def lineage_of(root: Path, reference: str) -> dict[str, Any]:
     connection = _connect(workspace)
     name, which = _parse(connection, reference)
     found = versions.lookup(connection, name, which)
-    stages = [stage for stage in found.version.stages if stage in STAGES]
+    stages = list(found.version.stages)
     record = json.loads(found.record.to_json())
     return {
         "version": found.version.version,
@@ -91,6 +94,21 @@ def lineage_of(root: Path, reference: str) -> dict[str, Any]:
         "dataset": {**record["dataset"], "rows": record["dataset"]["rows"]["total"],
                     "rows_per_split": {k: v for k, v in record["dataset"]["rows"].items() if k != "total"}},
     }  # fmt: skip
+
+
+def history_of(root: Path, name: str, *, at: datetime | None = None) -> dict[str, Any]:
+    """Who moved which version of the prefix when and why, and where they stand, as `ledger.history.history` gives it.
+
+    Args:
+        at: only up to this time.
+
+    Raises:
+        ParamsError: params.yaml has no such prefix.
+        IntegrityError: the ledger is not what was written.
+    """
+    workspace = find_workspace(root)
+    workspace.params().prefix(name)
+    return history(log.read(_connect(workspace), name), at)
 
 
 def data_card(root: Path, name: str) -> tuple[dict[str, Any], Path]:

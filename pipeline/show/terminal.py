@@ -1,8 +1,9 @@
-"""What a person reads in the terminal: outcomes, status, lineage and data cards as tables."""
+"""What a person reads in the terminal: outcomes, status, lineage, history and data cards as tables."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from rich.tree import Tree
 
 from pipeline.data.splits import SPLITS
 from pipeline.judge.verdict import TABLE_HEADER, Verdict, table
+from pipeline.ledger.events import STAGES, Event
+from pipeline.ledger.fold import State
 from pipeline.outcome import Outcome
 from pipeline.show import compare_page
 
@@ -74,6 +77,8 @@ def show_overview(state: Mapping[str, Any]) -> None:
             prefix["schedule"] or "none",
         )
     console.print(grid)
+    for prefix in state["prefixes"]:
+        _show_out_of_step(console, prefix["name"], prefix["out_of_step"])
     servers = state["servers"]
     if servers:
         console.print(f"MLflow {servers['mlflow']}   Prefect {servers['prefect'].removesuffix('/api')}")
@@ -92,6 +97,56 @@ def show_lineage(record: Mapping[str, Any]) -> None:
     _add(tree, "params", record["params"])
     _add(tree, "metrics", record["metrics"])
     _console().print(tree)
+
+
+def show_moved(event: Event, state: State) -> None:
+    """What has happened, and what stands where now."""
+    console = _console()
+    console.print(f"[bold]{escape(event.prefix)}: {event.sentence}[/bold] (epoch {event.epoch})")
+    console.print(f"actor    {_plain(event.actor)}")
+    console.print(f"stages   {_stages(state.stages)}")
+
+
+def show_history(told: Mapping[str, Any]) -> None:
+    """One line for each event, oldest first, and what the events come to."""
+    console = _console()
+    grid = Table(title=f"History of {told['prefix']}", title_justify="left", title_style="bold")
+    for column in ("epoch", "version", "what", "who", "when", "why"):
+        grid.add_column(column, justify="right" if column in ("epoch", "version") else "left")
+    for row in told["events"]:
+        what = f"promoted to {row['stage']}" if row["event"] == "promoted" else row["event"]
+        before = f"\ninstead of {row['expected']}" if row["expected"] and row["stage"] != "archived" else ""
+        time = datetime.fromisoformat(row["time"]).astimezone().isoformat(" ", "seconds")
+        behind = "\nits clock is behind" if row["clock_behind"] else ""
+        grid.add_row(
+            str(row["epoch"]),
+            row["version"],
+            f"{what}{before}",
+            _plain(row["actor"]),
+            f"{time}{behind}",
+            _plain(row["reason"]),
+        )
+    console.print(grid)
+    console.print(
+        f"{'stages' if told['at'] is None else 'stages at ' + told['at']}   {_stages(told['stages'])}"
+    )
+    _show_out_of_step(console, told["prefix"], told["out_of_step"] or ())
+
+
+def _plain(text: str) -> str:
+    """Somebody's words, without what would steer the terminal."""
+    return escape("".join(char if char.isprintable() or char == "\n" else "\ufffd" for char in text))
+
+
+def _stages(stages: Mapping[Any, str | None]) -> str:
+    return ", ".join(f"{stage}: {stages.get(stage) or 'none'}" for stage in STAGES)
+
+
+def _show_out_of_step(console: Console, name: str, sentences: Collection[str]) -> None:
+    for sentence in sentences:
+        console.print(f"[bold red]{escape(name)} is out of step[/]: {escape(sentence)}", soft_wrap=True)
+    if sentences:
+        console.print(f"`prefixline history {name} --repair` puts every alias where the ledger says.")
 
 
 _MEANING = {

@@ -391,11 +391,9 @@ def test_a_dataset_version_is_found_in_all_prefixes_with_the_stages_held_now(her
     here.register("words", md5="d" * 32)
     here.register("words", md5=folder)
     here.register("other", md5=folder)
-    client = here.registry.client
-    client.set_registered_model_alias("words", "production", "1")
-    client.set_registered_model_alias("words", "mine", "1")
-    client.set_registered_model_alias("words", "candidate", "3")
-    client.set_registered_model_alias("other", "candidate", "1")
+    here.stand("words", "1", "production")
+    here.stand("words", "3", "candidate")
+    here.stand("other", "1", "candidate")
     for asked in (folder, "a1" * 16, "a1a1a1a1"):
         found = ask(here, "dataset", asked)
         assert [(v["name"], v["version"], v["stages"]) for v in found["versions"]] == [
@@ -671,7 +669,7 @@ def test_people_read_the_stages_first_then_what_cannot_be_told(
     here.register(md5="a" * 32)
     here.register(warm_start={"adapter": "x", "adapter_digest": "4" * 64})
     here.registry.client.create_model_version("words", "file:///nowhere")
-    here.registry.client.set_registered_model_alias("words", "production", "2")
+    here.stand("words", "2", "production")
     show_impact(ask(here, "dataset", "a" * 8))
     said = capsys.readouterr().out
     assert f"2 of 4 versions came from dataset version {'a' * 32}; 1 holds a stage now" in said

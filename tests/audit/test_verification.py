@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from pipeline.audit.verification import verify
 from pipeline.digest import canonical_json, digest, sha256_file
 from pipeline.environment import quiet_environment
 from pipeline.errors import RegistryError
+from pipeline.ledger.registration import enter
 from pipeline.register import versions
 from pipeline.register.lineage import LineageRecord
 from pipeline.versioning.experiment import anchor
-from tests import git_dvc
+from tests import git_dvc, mlflow_world
 from tests.audit.conftest import KEYS
 from tests.audit.verify_world import CODE, DATA, World
 from tests.workspaces import cached, stored, tamper
@@ -428,6 +430,64 @@ def test_a_version_registered_by_hand_is_named_as_that(world: World) -> None:
     }
 
 
+def test_an_alias_moved_by_hand_is_told_at_both_versions(world: World) -> None:
+    mlflow_world.promote(world.registry, "alpha", "1")
+    assert verify(world.root).sound
+    world.registry.client.set_registered_model_alias("alpha", "production", "2")
+    found = verify(world.root)
+    for number in ("1", "2"):
+        (fault,) = faults(found, f"alpha:{number}")
+        assert (fault.link, fault.kind, fault.where) == (Link.ALIAS, Kind.OUT_OF_STEP, "@production")
+        assert (fault.expected, fault.actual) == ("1", "2")
+    assert faults(found, "beta:1") == []
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "update params set value = replace(value, 'passed the gate', 'was told to') where key = '000001'",
+        "delete from params where key = '000001'",
+        "update experiments set lifecycle_stage = 'deleted' where name = 'prefixline.ledger.alpha'",
+    ],
+)
+def test_a_ledger_changed_behind_mlflows_back_is_told_at_each_of_its_versions(
+    world: World, statement: str
+) -> None:
+    with closing(sqlite3.connect(world.root / ".prefixline/mlflow.db")) as database, database:
+        assert database.execute(statement).rowcount > 0
+    found = verify(world.root)
+    for number in ("1", "2"):
+        (fault,) = faults(found, f"alpha:{number}")
+        assert (fault.link, fault.kind, fault.where) == (Link.LEDGER, Kind.TAMPERED, "the ledger of alpha")
+        assert "epoch" in fault.actual or "experiment" in fault.actual
+
+
+def test_a_version_that_the_ledger_never_entered_is_told(world: World) -> None:
+    client = world.registry.client
+    second = client.get_model_version("alpha", "2")
+    tags = {**second.tags, "prefixline.run_key": "7" * 64}
+    client.create_model_version("alpha", second.source, run_id=second.run_id, tags=tags)
+    told = kinds(faults(verify(world.root, "alpha:3"), "alpha:3"))
+    assert ("missing", "ledger", "its registration") in told
+
+
+def test_a_version_that_is_not_the_one_the_ledger_entered_is_told(world: World) -> None:
+    record = versions.lookup(world.registry, "alpha", "1").record
+    enter(
+        world.registry, "alpha", "7", lineage_digest="a" * 64, verdict_digest="b" * 64,
+        actor=mlflow_world.ACTOR, reason="a test",
+    )  # fmt: skip
+    client = world.registry.client
+    first = client.get_model_version("alpha", "1")
+    for _ in range(5):
+        client.create_model_version("alpha", first.source, run_id=first.run_id, tags=first.tags)
+    told = faults(verify(world.root, "alpha:7"), "alpha:7")
+    assert {(fault.where, fault.expected, fault.actual) for fault in told if fault.link is Link.LEDGER} == {
+        ("epoch 3: the lineage record", "a" * 64, record.digest),
+        ("epoch 3: the verdict", "b" * 64, digest(dict(record.verdict))),
+    }
+
+
 def test_a_version_of_ours_that_points_to_a_store_nobody_knows_is_unreachable(world: World) -> None:
     client = world.registry.client
     first = client.get_model_version("alpha", "1")
@@ -444,7 +504,7 @@ def test_a_duplicate_is_named_and_holds_no_stage(world: World) -> None:
     client.create_model_version("alpha", first.source, run_id=first.run_id, tags=first.tags)
     told = faults(verify(world.root, "alpha:3"), "alpha:3")
     assert kinds(told) >= {("out of step", "version", "tag prefixline.duplicate_of")}
-    versions.complete(world.registry, "alpha", KEYS["alpha:1"])
+    versions.complete(world.registry, "alpha", KEYS["alpha:1"], actor=mlflow_world.ACTOR)
     (duplicate,) = verify(world.root, "alpha:3").versions
     assert (duplicate.duplicate_of, duplicate.faults) == ("1", ())
     client.set_registered_model_alias("alpha", "production", "3")

@@ -33,7 +33,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Registry,
         (root / "lineage.json").write_bytes(record.to_json())
         (root / "lock.json").write_bytes(canonical_json(lineage.installed()))
         log_files(registry, run_id, [root / "lineage.json", root / "lock.json"])
-        versions.register(registry, run_id=run_id, record=record, adapter=adapter, example=["a"])
+        versions.register(
+            registry, run_id=run_id, record=record, adapter=adapter, example=["a"], actor=mlflow_world.ACTOR
+        )
         yield registry, root / "artifacts"
 
 

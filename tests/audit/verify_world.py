@@ -104,7 +104,12 @@ class World:
         (kept / "lock.json").write_bytes(canonical_json(lineage.installed()))
         log_files(registry, run_id, sorted(kept.iterdir()))
         return versions.register(
-            registry, run_id=run_id, record=record, adapter=folder / "adapter", example=["a"]
+            registry,
+            run_id=run_id,
+            record=record,
+            adapter=folder / "adapter",
+            example=["a"],
+            actor=mlflow_world.ACTOR,
         )
 
     def artefact(self, name: str, version: str) -> Path:

@@ -13,9 +13,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
+from pipeline import promotion
 from pipeline.data.dataset import prepare
 from pipeline.data.row_index import ROW_INDEX
 from pipeline.digest import canonical_json, digest, manifest
+from pipeline.ledger.registration import enter
 from pipeline.params import DataParams, SplitParams
 from pipeline.register import versions
 from pipeline.register.lineage import LineageRecord
@@ -71,6 +73,18 @@ class World:
             shutil.copyfile(out / ROW_INDEX, target)
         self.prepared[summary.row_index] = out
         return summary.row_index
+
+    def stand(self, name: str, version: str, stage: str) -> None:
+        """Enter a version into the ledger, as its registration would, and move it up to `stage`."""
+        record, _ = self.records[name, version]
+        enter(
+            self.registry, name, version, lineage_digest=record.digest,
+            verdict_digest=digest(dict(record.verdict)), actor=mlflow_world.ACTOR, reason="passed the gate",
+        )  # fmt: skip
+        for to in {"candidate": (), "staging": ("staging",), "production": ("staging", "production")}[stage]:
+            promotion.promote(
+                self.registry, name, version, to=to, reason=f"to {to}", actor=mlflow_world.ACTOR
+            )
 
     def register(
         self,

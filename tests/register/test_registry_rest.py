@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import http.client
-import http.server
 import json
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -56,13 +52,18 @@ def test_a_retraining_is_registered_and_read_back_through_the_server(
     (tmp_path / "page.html").write_text("<p>")
     mlflow_registry.log_files(registry, run_id, [tmp_path / "page.html"])
     record = mlflow_world.record(adapter, run_id, KEY)
-    version = versions.register(registry, run_id=run_id, record=record, adapter=adapter, example=EXAMPLE)
+    version = versions.register(
+        registry, run_id=run_id, record=record, adapter=adapter, example=EXAMPLE, actor=mlflow_world.ACTOR
+    )
     assert (
-        versions.register(registry, run_id=run_id, record=record, adapter=adapter, example=EXAMPLE) == version
+        versions.register(
+            registry, run_id=run_id, record=record, adapter=adapter, example=EXAMPLE, actor=mlflow_world.ACTOR
+        )
+        == version
     )
     assert versions.lookup(registry, "reviews", "@candidate").record == record
     assert versions.list_versions(registry, "reviews") == (version,)
-    registry.client.set_registered_model_alias("reviews", "production", version.version)
+    mlflow_world.promote(registry, "reviews", version.version)
     champion = versions.production(registry, "reviews")
     assert champion is not None
     fetched = versions.fetch(registry, champion, tmp_path / "adapters")
@@ -80,44 +81,6 @@ def test_a_version_that_is_not_there_is_named_over_rest_too(server: str) -> None
         versions.lookup(registry, "nobody", "candidate")
 
 
-@contextmanager
-def losing_replies(server: str, endings: set[str]) -> Iterator[tuple[str, list[str]]]:
-    """A proxy that answers 503 to the first request for each of `endings` after the server carried it out."""
-    lost: list[str] = []
-    host = server.removeprefix("http://")
-
-    class Proxy(http.server.BaseHTTPRequestHandler):
-        def _forward(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            upstream = http.client.HTTPConnection(host, timeout=30)
-            headers = {key: value for key, value in self.headers.items() if key.lower() != "host"}
-            upstream.request(self.command, self.path, body, headers)
-            reply = upstream.getresponse()
-            content = reply.read()
-            ending = next((end for end in endings if self.path.endswith(end)), None)
-            if ending and self.command == "POST" and ending not in lost:
-                lost.append(ending)
-                self.send_response(503)
-                content = b""
-            else:
-                self.send_response(reply.status)
-            self.send_header("Content-Type", reply.headers.get("Content-Type", "text/plain"))
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-            upstream.close()
-
-        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _forward  # noqa: N815 (http.server's names)
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy:
-        threading.Thread(target=proxy.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{proxy.server_port}", lost
-        proxy.shutdown()
-
-
 def test_replies_lost_after_the_server_acted_leave_one_run_and_one_version_that_counts(
     server: str, adapter: Path
 ) -> None:
@@ -130,12 +93,14 @@ def test_replies_lost_after_the_server_acted_leave_one_run_and_one_version_that_
         "/runs/log-batch",
         "/logged-models",
     }
-    with losing_replies(server, endings) as (uri, lost):
+    with mlflow_world.losing_replies(server, endings) as (uri, lost):
         registry = mlflow_registry.connect(uri)
         run_id = start_run(registry, name, KEY, params={"seed": 1})
         sent = log_curves(registry, run_id, [{"kind": "step", "step": 1, "loss": 2.0, "seconds": 0.1}])
         record = mlflow_world.record(adapter, run_id, KEY, prefix=name)
-        version = versions.register(registry, run_id=run_id, record=record, adapter=adapter, example=EXAMPLE)
+        version = versions.register(
+            registry, run_id=run_id, record=record, adapter=adapter, example=EXAMPLE, actor=mlflow_world.ACTOR
+        )
     assert set(lost) == endings
     direct = mlflow_registry.connect(server)
     experiment = direct.client.get_experiment_by_name(name).experiment_id
@@ -173,7 +138,9 @@ def _register(
 ) -> versions.RegisteredVersion:
     run_id = start_run(registry, name, key, params={})
     record = mlflow_world.record(adapter, run_id, key, prefix=name)
-    return versions.register(registry, run_id=run_id, record=record, adapter=adapter, example=EXAMPLE)
+    return versions.register(
+        registry, run_id=run_id, record=record, adapter=adapter, example=EXAMPLE, actor=mlflow_world.ACTOR
+    )
 
 
 def test_an_outage_during_training_is_caught_up_with_when_the_server_is_back(tmp_path: Path) -> None:

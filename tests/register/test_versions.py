@@ -40,7 +40,9 @@ def register(
 ) -> versions.RegisteredVersion:
     run_id = start_run(registry, "reviews", run_key, params={})
     record = mlflow_world.record(adapter, run_id, run_key, **changes)
-    return versions.register(registry, run_id=run_id, record=record, adapter=adapter, example=EXAMPLE)
+    return versions.register(
+        registry, run_id=run_id, record=record, adapter=adapter, example=EXAMPLE, actor=mlflow_world.ACTOR
+    )
 
 
 def candidate(registry: Registry) -> str:
@@ -135,7 +137,9 @@ def test_an_adapter_changed_since_it_was_recorded_is_not_registered(
     record = mlflow_world.record(adapter, run_id, KEY)
     (adapter / "adapter_model.safetensors").write_bytes(b"tampered")
     with pytest.raises(IntegrityError, match=r"adapter_model\.safetensors"):
-        versions.register(registry, run_id=run_id, record=record, adapter=adapter, example=EXAMPLE)
+        versions.register(
+            registry, run_id=run_id, record=record, adapter=adapter, example=EXAMPLE, actor=mlflow_world.ACTOR
+        )
     assert registry.client.search_registered_models() == []
 
 
@@ -178,7 +182,7 @@ def test_stopped_at_any_step_a_repeat_completes_the_same_one_version(
     found = find_run_key(registry, "reviews", KEY)
     assert (found and found.outcome) == known
     if known:
-        assert versions.complete(registry, "reviews", KEY).version == "1"
+        assert versions.complete(registry, "reviews", KEY, actor=mlflow_world.ACTOR).version == "1"
     assert register(registry, adapter).stages == ("candidate",)
     assert len(versions.list_versions(registry, "reviews")) == 1
     experiment = registry.client.get_experiment_by_name("reviews").experiment_id
@@ -187,7 +191,7 @@ def test_stopped_at_any_step_a_repeat_completes_the_same_one_version(
 
 def test_completing_what_was_never_registered_is_refused(registry: Registry) -> None:
     with pytest.raises(RegistryError, match="register it first"):
-        versions.complete(registry, "reviews", KEY)
+        versions.complete(registry, "reviews", KEY, actor=mlflow_world.ACTOR)
 
 
 def _register(root: Path, run_id: str, barrier: Any, results: Any) -> None:
@@ -201,7 +205,12 @@ def _register(root: Path, run_id: str, barrier: Any, results: Any) -> None:
 
     registry.client.create_model_version = together  # type: ignore[method-assign]
     version = versions.register(
-        registry, run_id=run_id, record=record, adapter=root / "adapter", example=EXAMPLE
+        registry,
+        run_id=run_id,
+        record=record,
+        adapter=root / "adapter",
+        example=EXAMPLE,
+        actor=mlflow_world.ACTOR,
     )
     results.put(version.version)
 
@@ -234,7 +243,12 @@ def test_two_runs_of_one_run_key_agree_on_the_version_and_say_so(registry: Regis
     experiment = registry.client.get_run(first.run_id).info.experiment_id
     twin = registry.client.create_run(experiment, tags={mlflow_registry.RUN_KEY: KEY}).info.run_id
     record = mlflow_world.record(adapter, twin, KEY)
-    assert versions.register(registry, run_id=twin, record=record, adapter=adapter, example=EXAMPLE) == first
+    assert (
+        versions.register(
+            registry, run_id=twin, record=record, adapter=adapter, example=EXAMPLE, actor=mlflow_world.ACTOR
+        )
+        == first
+    )
     tags = registry.client.get_run(twin).data.tags
     assert tags[mlflow_registry.DUPLICATE_OF] == first.run_id
     assert (tags[mlflow_registry.OUTCOME], tags[mlflow_registry.VERSION]) == ("registered", "1")
@@ -280,9 +294,8 @@ def test_an_old_registration_completed_late_takes_no_alias_beside_a_newer_one(
             register(registry, adapter)
     register(registry, adapter, "2" * 64)
     assert candidate(registry) == "2"
-    registry.client.delete_registered_model_alias("reviews", "candidate")  # the newer one was promoted
-    registry.client.set_registered_model_alias("reviews", "production", "2")
-    assert versions.complete(registry, "reviews", KEY).stages == ()
+    mlflow_world.promote(registry, "reviews", "2")
+    assert versions.complete(registry, "reviews", KEY, actor=mlflow_world.ACTOR).stages == ()
     assert [version.stages for version in versions.list_versions(registry, "reviews")] == [
         (),
         ("production",),
@@ -329,8 +342,7 @@ def test_a_finished_registration_is_left_alone_after_its_version_was_moved_on(
     registry: Registry, adapter: Path
 ) -> None:
     register(registry, adapter)
-    registry.client.delete_registered_model_alias("reviews", "candidate")
-    registry.client.set_registered_model_alias("reviews", "production", "1")
+    mlflow_world.promote(registry, "reviews", "1")
     assert register(registry, adapter).stages == ("production",)
 
 
@@ -387,7 +399,7 @@ def test_the_champion_is_downloaded_once_and_hashed_every_time(
     assert versions.production(registry, "reviews") is None
     register(registry, adapter)
     assert versions.production(registry, "reviews") is None
-    registry.client.set_registered_model_alias("reviews", "production", "1")
+    mlflow_world.promote(registry, "reviews", "1")
     found = versions.production(registry, "reviews")
     assert found is not None
     champion = versions.fetch(registry, found, adapters)
@@ -404,7 +416,7 @@ def test_a_champion_tampered_with_in_mlflow_is_refused_and_not_kept(
     registry: Registry, adapter: Path, tmp_path: Path
 ) -> None:
     register(registry, adapter)
-    registry.client.set_registered_model_alias("reviews", "production", "1")
+    mlflow_world.promote(registry, "reviews", "1")
     (stored,) = (tmp_path / ".prefixline").rglob("adapter_model.safetensors")
     stored.write_bytes(b"tampered")
     found = versions.lookup(registry, "reviews", "production")
@@ -417,7 +429,7 @@ def test_a_champion_whose_tag_names_another_adapter_is_refused(
     registry: Registry, adapter: Path, tmp_path: Path
 ) -> None:
     register(registry, adapter)
-    registry.client.set_registered_model_alias("reviews", "production", "1")
+    mlflow_world.promote(registry, "reviews", "1")
     registry.client.set_model_version_tag("reviews", "1", versions.ADAPTER_DIGEST, "0" * 64)
     found = versions.lookup(registry, "reviews", "production")
     with pytest.raises(IntegrityError, match="names another adapter"):

@@ -261,7 +261,14 @@ def test_mlflow_loads_and_predicts_in_a_process_that_knows_only_the_name(
     registry = mlflow_world.database(classifier.root)
     run_id = start_run(registry, "reviews", KEY, params={})
     record = classifier.record(run_id)
-    versions.register(registry, run_id=run_id, record=record, adapter=classifier.adapter, example=TEXTS[:1])
+    versions.register(
+        registry,
+        run_id=run_id,
+        record=record,
+        adapter=classifier.adapter,
+        example=TEXTS[:1],
+        actor=mlflow_world.ACTOR,
+    )
     stored = Path(registry.client.get_model_version_download_uri("reviews", "1").removeprefix("file://"))
     assert not [path for path in stored.rglob("*") if path.suffix == ".pkl"]
     assert sum(path.stat().st_size for path in stored.rglob("*")) < 100_000  # the base is not in there

@@ -8,12 +8,12 @@ import sys
 import time
 from pathlib import Path
 
-from pipeline.register.connection import connect
+from pipeline.tracking.connection import connect
 
 
 def making(path: Path) -> subprocess.Popen[bytes]:
     root = (path.parent / "files").as_uri()
-    return subprocess.Popen([sys.executable, "-m", "pipeline.register.database", str(path), root])
+    return subprocess.Popen([sys.executable, "-m", "pipeline.tracking.database", str(path), root])
 
 
 def test_a_process_killed_while_making_it_leaves_nothing_that_the_next_one_stumbles_over(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import RegistryError, UnreachableError
-from pipeline.register.database import ensure_database
+from pipeline.tracking.database import ensure_database
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,6 +26,8 @@ BOUNDS: Mapping[str, str] = {
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     # It would write a run's address to stdout, between the lines of --json.
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    # It would cut a param's value at 6,000 characters without a word.
+    "MLFLOW_TRUNCATE_LONG_VALUES": "false",
     # It would run `uv export` on whatever lies in the current folder.
     "MLFLOW_UV_AUTO_DETECT": "false",
 }
@@ -50,6 +52,32 @@ class Registry:
         from mlflow import MlflowClient
 
         return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+
+    def experiment(self, name: str) -> str:
+        """The id of the experiment `name`, made where there is none.
+
+        Raises:
+            RegistryError: it is deleted in MLflow.
+        """
+        from mlflow.exceptions import MlflowException
+
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            where = None if self.artifact_root is None else f"{self.artifact_root}/{name}"
+            try:
+                created: str = self.client.create_experiment(name, artifact_location=where)
+                return created
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                found = self.client.get_experiment_by_name(name)  # another process was first
+        if found.lifecycle_stage != "active":
+            raise RegistryError(
+                f"experiment {name!r} is deleted in MLflow; restore it: "
+                f"mlflow experiments restore --experiment-id {found.experiment_id}"
+            )
+        experiment_id: str = found.experiment_id
+        return experiment_id
 
     def put(self, write: Callable[..., object], *arguments: Any, **named: Any) -> None:
         """Do a write of MLflow's that can be repeated (a tag, an alias, params, inputs): once more if it fails.

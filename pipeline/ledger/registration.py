@@ -1,0 +1,79 @@
+"""Entering a registered version into the ledger: exactly once, however many processes do it at once."""
+
+from __future__ import annotations
+
+from pipeline.errors import IntegrityError
+from pipeline.ledger import log
+from pipeline.ledger.events import Registered, new_id, now
+from pipeline.ledger.fold import State
+from pipeline.ledger.projection import project
+from pipeline.tracking.connection import Registry
+
+
+def enter(
+    registry: Registry,
+    name: str,
+    version: str,
+    *,
+    lineage_digest: str,
+    verdict_digest: str,
+    actor: str,
+    reason: str,
+) -> State:
+    """Enter the version, unless it is, and put the alias `candidate` where it belongs.
+
+    Where another event comes first, the next epoch is tried: a registration expects nothing of the stages.
+
+    Raises:
+        IntegrityError: a version of this number is entered with another lineage record, or the ledger is not what
+            was written.
+        RegistryError, UnreachableError: MLflow refused, or does not answer.
+    """
+    while True:
+        state = log.read(registry, name).state
+        entered = state.registered.get(version)
+        if entered is not None:
+            check_entered(entered, lineage_digest, verdict_digest)
+            break
+        event = Registered(
+            prefix=name,
+            epoch=state.epoch + 1,
+            previous=state.head,
+            id=new_id(),
+            actor=actor,
+            time=now(),
+            reason=reason,
+            version=version,
+            stage="candidate",
+            expected=state.stages.get("candidate"),
+            lineage_digest=lineage_digest,
+            verdict_digest=verdict_digest,
+        )
+        if log.claim(registry, event) == event:
+            break
+    reading, _ = project(registry, name, stages=("candidate",))
+    return reading.state
+
+
+def check_entered(entered: Registered, lineage_digest: str, verdict_digest: str) -> None:
+    """Refuse a version that is another than the one that was entered under its number.
+
+    Raises:
+        IntegrityError: its lineage record or its verdict is another.
+    """
+    pairs = {
+        "lineage record": (lineage_digest, entered.lineage_digest),
+        "verdict": (verdict_digest, entered.verdict_digest),
+    }
+    problems = [
+        f"{what}: SHA-256 is {is_now}, expected {was}"
+        for what, (is_now, was) in pairs.items()
+        if is_now != was
+    ]
+    if problems:
+        raise IntegrityError(
+            problems,
+            heading=f"{entered.prefix} version {entered.version} is not the one that the ledger entered at epoch "
+            f"{entered.epoch}; do not use it. Where the model was deleted in MLflow and made anew, give the prefix "
+            "another name:",
+        )

@@ -1,0 +1,239 @@
+"""Moving a version from stage to stage: check, claim the next epoch of the ledger, put the aliases where it says.
+
+candidate → staging → production. What production held goes to archived, and `rollback` brings it back. Whoever is
+second gets a ConflictError, and decides again: nothing is tried again on anybody's behalf.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pipeline.digest import digest
+from pipeline.errors import ConflictError, RegistryError, UnreachableError
+from pipeline.ledger import log
+from pipeline.ledger.events import (
+    REASON_LIMIT,
+    Archived,
+    Event,
+    Promoted,
+    RolledBack,
+    Stage,
+    new_id,
+    now,
+    text_problem,
+)
+from pipeline.ledger.fold import State
+from pipeline.ledger.projection import OutOfStep, project
+from pipeline.ledger.registration import check_entered, enter
+from pipeline.register import versions
+from pipeline.register.versions import VerifiedVersion
+from pipeline.tracking.connection import Registry
+
+NONE = "none"
+"""As an expectation: no version stands there."""
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A change that has been made.
+
+    Attributes:
+        state: where every version stands now.
+        repaired: aliases that were out of step with the ledger before, and were put right first.
+    """
+
+    event: Event
+    state: State
+    repaired: tuple[OutOfStep, ...]
+
+
+def promote(
+    registry: Registry,
+    name: str,
+    version: str,
+    *,
+    to: Literal["staging", "production"],
+    reason: str,
+    actor: str,
+    expect: str | None = None,
+) -> Moved:
+    """Move a version up: to staging from anywhere but production, to production from staging.
+
+    Args:
+        expect: the version that must stand in `to` now, or `none`; None leaves that open.
+
+    Raises:
+        ConflictError: somebody else was first, or something else than `expect` stands there.
+        RegistryError: there is no such version, it was not registered by prefixline, its verdict did not pass, or
+            the transition is not allowed.
+        IntegrityError: the version's lineage record, or the ledger, is not what was written.
+        UnreachableError: MLflow does not answer.
+    """
+    _check_reason(reason)
+    verified = _verified(registry, name, version)
+    reading, repaired = project(registry, name)
+    state = reading.state
+    number = verified.version.version
+    if number not in state.registered:
+        # Made before there was a ledger, or its registration was cut off on the way.
+        state = enter(registry, name, number, **_digests(verified), actor=actor, reason="passed the gate")
+    check_entered(state.registered[number], **_digests(verified))
+    _check_expected(state, name, to, expect)
+    stands = state.stage_of(number)
+    if (to == "production" and stands != "staging") or (
+        to == "staging" and stands in ("staging", "production")
+    ):
+        raise RegistryError(
+            f"{name} version {number} stands in {stands or 'no stage'} and cannot go to {to}; allowed: to staging from "
+            "candidate, archived or no stage, to production from staging"
+            + (
+                "; `prefixline rollback` brings back what production held before"
+                if stands == "archived"
+                else ""
+            )
+        )
+    return _append(registry, Promoted(**_event(state, name, verified, to, actor, reason)), repaired)
+
+
+def rollback(registry: Registry, name: str, *, reason: str, actor: str, expect: str | None = None) -> Moved:
+    """Bring back to production what it held before, by the ledger; what it holds goes to archived.
+
+    A version that was archived by `archive` is passed over.
+
+    Args:
+        expect: the version that must stand in production now, or `none`; None leaves that open.
+
+    Raises:
+        ConflictError, RegistryError, IntegrityError, UnreachableError: as `promote`.
+    """
+    _check_reason(reason)
+    reading, repaired = project(registry, name)
+    state = reading.state
+    _check_expected(state, name, "production", expect)
+    if not state.held_before:
+        raise RegistryError(
+            f"{name}: production held nothing before {state.stages.get('production', 'now')} that it could go back to; "
+            f"`prefixline history {name}` says what it held, `prefixline promote` moves another version there"
+        )
+    verified = _verified(registry, name, state.held_before[-1])
+    check_entered(state.registered[verified.version.version], **_digests(verified))
+    return _append(
+        registry, RolledBack(**_event(state, name, verified, "production", actor, reason)), repaired
+    )
+
+
+def archive(registry: Registry, name: str, version: str, *, reason: str, actor: str) -> Moved:
+    """Put a version away, from whichever stage it stands in. It need not verify: what is broken can be put away.
+
+    Raises:
+        ConflictError, RegistryError, IntegrityError, UnreachableError: as `promote`.
+    """
+    _check_reason(reason)
+    reading, repaired = project(registry, name)
+    state = reading.state
+    entered = state.registered.get(version)
+    if entered is None:
+        raise RegistryError(
+            f"{name}: the ledger knows no version {version!r}; it knows {', '.join(state.registered) or 'none'}"
+        )
+    if state.stage_of(version) == "archived":
+        raise RegistryError(f"{name} version {version} is archived already; nothing has changed")
+    event = Archived(
+        prefix=name,
+        epoch=state.epoch + 1,
+        previous=state.head,
+        id=new_id(),
+        actor=actor,
+        time=now(),
+        reason=reason,
+        version=version,
+        stage="archived",
+        expected=state.stages.get("archived"),
+        lineage_digest=entered.lineage_digest,
+        verdict_digest=entered.verdict_digest,
+    )
+    return _append(registry, event, repaired)
+
+
+def _check_reason(reason: str) -> None:
+    if (problem := text_problem(reason, REASON_LIMIT)) is not None:
+        raise RegistryError(f"reason: {problem}")
+
+
+def _verified(registry: Registry, name: str, version: str) -> VerifiedVersion:
+    """The version, if it may be promoted at all."""
+    if not version.isdecimal():
+        raise RegistryError(f"{name}: got the version {version!r}, expected its number")
+    verified = versions.lookup(registry, name, version)
+    if verified.version.duplicate_of is not None:
+        raise RegistryError(
+            f"{name} version {version} is a duplicate of version {verified.version.duplicate_of}, which counts instead"
+        )
+    if verified.record.verdict.get("passed") is not True:
+        raise RegistryError(
+            f"{name} version {version}: the gate's verdict did not pass; it is never promoted"
+        )
+    return verified
+
+
+def _digests(verified: VerifiedVersion) -> dict[str, str]:
+    return {
+        "lineage_digest": verified.record.digest,
+        "verdict_digest": digest(dict(verified.record.verdict)),
+    }
+
+
+def _check_expected(state: State, name: str, stage: Stage, expect: str | None) -> None:
+    if expect is not None and expect != state.stages.get(stage, NONE):
+        raise ConflictError(
+            f"{name}: expected {_held(stage, expect)}. {_now(state, stage)} Nothing was changed."
+        )
+
+
+def _event(
+    state: State, name: str, verified: VerifiedVersion, stage: Stage, actor: str, reason: str
+) -> dict[str, Any]:
+    return {
+        "prefix": name,
+        "epoch": state.epoch + 1,
+        "previous": state.head,
+        "id": new_id(),
+        "actor": actor,
+        "time": now(),
+        "reason": reason,
+        "version": verified.version.version,
+        "stage": stage,
+        "expected": state.stages.get(stage),
+        **_digests(verified),
+    }
+
+
+def _append(registry: Registry, event: Event, repaired: tuple[OutOfStep, ...]) -> Moved:
+    name = event.prefix
+    holder = log.claim(registry, event)
+    if holder != event:
+        state = log.read(registry, name).state
+        raise ConflictError(
+            f"{name}: {holder.actor} was first: {holder.sentence} at epoch {holder.epoch}, {holder.time}. "
+            f"{_now(state, event.stage)} Nothing was changed by you; look, and decide again."
+        )
+    try:
+        reading, _ = project(registry, name)
+    except (RegistryError, UnreachableError) as error:
+        raise type(error)(
+            f"{error}\nThe ledger has it ({event.sentence}, epoch {event.epoch}), but the aliases may not follow yet; "
+            f"`prefixline history {name} --repair` puts them right."
+        ) from error
+    return Moved(event, reading.state, repaired)
+
+
+def _held(stage: Stage, version: str) -> str:
+    return f"nothing in {stage}" if version == NONE else f"version {version} in {stage}"
+
+
+def _now(state: State, stage: Stage) -> str:
+    """What stands there, and who moved it."""
+    moved = state.moved.get(stage)
+    who = "" if moved is None else f", by {moved.actor} at epoch {moved.epoch}, {moved.time}: {moved.reason}"
+    return f"Now there is {_held(stage, state.stages.get(stage, NONE))}{who}."

@@ -1,0 +1,83 @@
+"""Processes that promote different versions of one prefix at once, and what must come of it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from pathlib import Path
+from typing import Any
+
+from pipeline import promotion
+from pipeline.errors import ConflictError, RegistryError
+from pipeline.ledger import log
+from pipeline.ledger.events import Promoted
+from pipeline.ledger.projection import out_of_step
+from pipeline.register import registry as mlflow_registry
+from pipeline.register.registry import Registry
+from tests.ledger import world
+from tests.ledger.world import NAME, aliases
+
+
+def _race(uri: str, artifact_root: str | None, version: str, rounds: int, barrier: Any, results: Any) -> None:
+    """Promote `version` to staging, with all others that do the same having read the same epoch; again and again."""
+    registry = mlflow_registry.connect(uri, artifact_root=artifact_root)
+    real = log.claim
+
+    def together(*arguments: Any) -> Any:
+        barrier.wait(240)
+        return real(*arguments)
+
+    log.claim = together
+    for _ in range(rounds):
+        try:
+            moved = promotion.promote(
+                registry, NAME, version, to="staging", reason="a race", actor=f"actor {version}"
+            )
+            results.put((version, "won", moved.event.epoch))
+        except ConflictError as error:
+            results.put((version, "told", str(error)))
+        except RegistryError as error:  # it stands there, having won the round before
+            barrier.wait(240)
+            results.put((version, "stayed", str(error)))
+
+
+PROCESSES, ROUNDS = int(os.environ.get("LEDGER_PROCESSES", "4")), int(os.environ.get("LEDGER_ROUNDS", "4"))
+"""Of the race; these environment variables make it longer."""
+
+
+def run(registry: Registry) -> list[tuple[str, str, Any]]:
+    """What came of every round of every process: (version, won | told | stayed, epoch or message)."""
+    context = multiprocessing.get_context("spawn")
+    barrier, results = context.Barrier(PROCESSES), context.Queue()
+    workers = [
+        context.Process(
+            target=_race,
+            args=(registry.uri, registry.artifact_root, str(number + 1), ROUNDS, barrier, results),
+        )
+        for number in range(PROCESSES)
+    ]
+    for worker in workers:
+        worker.start()
+    answers = [results.get(timeout=280) for _ in range(PROCESSES * ROUNDS)]
+    for worker in workers:
+        worker.join()
+    return answers
+
+
+def check(registry: Registry, folder: Path) -> None:
+    """Register a version for each process, let them race, and compare what each was told with the ledger."""
+    for number in range(PROCESSES):
+        world.register(registry, folder, f"{number:x}")
+    answers = run(registry)
+    reading = log.read(registry, NAME)
+    promoted = {event.epoch: event.version for event in reading.events if isinstance(event, Promoted)}
+    assert promoted == {epoch: version for version, what, epoch in answers if what == "won"}
+    assert sorted(promoted) == list(range(PROCESSES + 1, PROCESSES + ROUNDS + 1))
+    told = [error for _, what, error in answers if what == "told"]
+    stayed = [error for _, what, error in answers if what == "stayed"]
+    assert (len(told), len(stayed)) == (ROUNDS * (PROCESSES - 2) + 1, ROUNDS - 1)
+    assert all(" was first: version " in error for error in told)
+    assert all("stands in staging and cannot go to staging" in error for error in stayed)
+    assert [event.epoch for event in reading.events] == list(range(1, PROCESSES + ROUNDS + 1))
+    assert out_of_step(reading) == ()
+    assert aliases(registry) == dict(reading.state.stages)

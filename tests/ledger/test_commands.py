@@ -1,0 +1,138 @@
+"""promote, rollback, archive and history as a person runs them, and their exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from pipeline.cli import main
+from pipeline.environment import quiet_environment
+from pipeline.register.registry import Registry
+from pipeline.versioning.workspace import init_workspace
+from tests import mlflow_world
+from tests.ledger import world
+
+PREFIXLINE = Path(sys.executable).with_name("prefixline")
+PARAMS = """\
+base_models:
+  tiny: {source: {path: base}, digest: %s}
+prefixes:
+  reviews: {base_model: tiny, task: classification, data: {path: data/reviews.jsonl}}
+"""
+
+
+class World:
+    def __init__(self, folder: Path) -> None:
+        self.root = init_workspace(folder / "w").root
+        (self.root / "params.yaml").write_text(PARAMS % ("a" * 64))
+        self.registry: Registry = mlflow_world.database(self.root)
+        for key in "12":
+            world.register(self.registry, folder, key)
+
+    def run(self, *arguments: str, expect: int = 0, actor: str = "alice@localhost") -> Result:
+        done = CliRunner().invoke(main, ["-w", str(self.root), *arguments], env={"PREFIXLINE_ACTOR": actor})
+        assert done.exit_code == expect, f"{done.exception!r}\n{done.output}"
+        return done
+
+    def json(self, *arguments: str) -> dict[str, object]:
+        found: dict[str, object] = json.loads(self.run(*arguments, "--json").stdout)
+        return found
+
+
+@pytest.fixture
+def reviews(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def test_a_version_is_promoted_rolled_back_and_put_away_and_the_history_says_by_whom(reviews: World):
+    said = reviews.run("promote", "reviews", "1", "--to", "staging", "--reason", "first").stdout
+    assert "reviews: version 1 was promoted to staging (epoch 3)" in said
+    assert "stages   candidate: 2, staging: 1, production: none, archived: none" in said
+    reviews.run("promote", "reviews", "1", "--to", "production", "--reason", "passed [red]the trial[/]")
+    reviews.run("promote", "reviews", "2", "--to", "staging", "--reason", "newer data")
+    moved = reviews.json(
+        "promote", "reviews", "2", "--to", "production", "--reason", "better", "--expect", "1"
+    )
+    assert (moved["event"], moved["expected"], moved["stages"]) == (
+        "promoted", "1", {"production": "2", "archived": "1"},
+    )  # fmt: skip
+    back = reviews.run(
+        "rollback",
+        "reviews",
+        "--reason",
+        "worse\nfor short texts \x1b[31m",
+        "--expect",
+        "2",
+        actor="bob@localhost",
+    ).stdout
+    assert "version 1 came back to production, instead of version 2" in back
+    reviews.run("archive", "reviews", "2", "--reason", "no", expect=1)
+    told = reviews.json("history", "reviews")
+    assert [(row["event"], row["version"], row["actor"]) for row in told["events"]] == [  # type: ignore[attr-defined]
+        ("registered", "1", mlflow_world.ACTOR),
+        ("registered", "2", mlflow_world.ACTOR),
+        ("promoted", "1", "alice@localhost"),
+        ("promoted", "1", "alice@localhost"),
+        ("promoted", "2", "alice@localhost"),
+        ("promoted", "2", "alice@localhost"),
+        ("rolled back", "1", "bob@localhost"),
+    ]
+    assert told["stages"] == {"candidate": None, "staging": None, "production": "1", "archived": "2"}
+    assert told["out_of_step"] == []
+    shown = reviews.run("history", "reviews").stdout
+    assert "passed [red]the trial[/]" in shown
+    assert "for short texts" in shown
+    assert "\x1b" not in shown
+    assert "stages   candidate: none, staging: none, production: 1, archived: 2" in shown
+    before = reviews.json("history", "reviews", "--at", "2000-01-01")
+    assert (before["events"], before["out_of_step"]) == ([], None)
+    later = reviews.run("history", "reviews", "--at", "2999-01-01T00:00:00+00:00").stdout
+    assert "stages at 2999-01-01" in later
+    assert "expected ISO 8601" in reviews.run("history", "reviews", "--at", "yesterday", expect=2).stderr
+    (status,) = reviews.json("status")["prefixes"]  # type: ignore[misc]
+    assert {v["version"]: v["stages"] for v in status["versions"]} == {"1": ["production"], "2": ["archived"]}
+
+
+def test_an_alias_moved_by_hand_is_named_by_status_and_history_and_put_right_on_request(reviews: World):
+    reviews.registry.client.set_registered_model_alias("reviews", "production", "2")
+    sentence = "production: the alias says 2, the ledger says none"
+    for command in (["history", "reviews"], ["status"]):
+        shown = reviews.run(*command).stdout
+        assert f"reviews is out of step: {sentence}" in shown
+        assert "`prefixline history reviews --repair` puts every alias where the ledger says" in shown
+    assert reviews.run("history", "reviews", "--repair").stderr == f"put right: {sentence}\n"
+    assert world.aliases(reviews.registry) == {"candidate": "2"}
+    reviews.registry.client.set_registered_model_alias("reviews", "candidate", "1")
+    moved = reviews.run("promote", "reviews", "1", "--to", "staging", "--reason", "so")
+    assert moved.stderr == "put right first: candidate: the alias says 1, the ledger says 2\n"
+
+
+def test_whoever_is_second_gets_exit_code_4_and_is_told_what_stands_there(reviews: World):
+    reviews.run("promote", "reviews", "1", "--to", "staging", "--reason", "first")
+    command = ["promote", "reviews", "2", "--to", "staging", "--reason", "me too", "--expect", "none"]
+    done = subprocess.run(
+        [str(PREFIXLINE), *command],
+        cwd=reviews.root,
+        env={**os.environ, **quiet_environment()},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert done.returncode == 4, done.stderr
+    assert done.stderr.startswith(
+        "error: reviews: expected nothing in staging. Now there is version 1 in staging, by alice@localhost at epoch 3"
+    )
+    assert done.stdout == ""
+    assert world.aliases(reviews.registry) == {"candidate": "2", "staging": "1"}
+
+
+def test_a_prefix_that_is_not_in_params_yaml_is_refused(reviews: World):
+    for command in (["history", "nobody"], ["rollback", "nobody", "--reason", "x"]):
+        assert "nobody" in reviews.run(*command, expect=1).stderr

@@ -1,0 +1,110 @@
+"""Events, chains and registered versions for tests of the ledger."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from hypothesis import strategies as st
+
+from pipeline.ledger.events import NOTHING, STAGES, Archived, Event, Promoted, Registered, RolledBack, new_id
+from pipeline.ledger.fold import fold
+from pipeline.register import versions
+from pipeline.register.registry import Registry, start_run
+from tests import mlflow_world
+
+NAME = "reviews"
+WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
+HEX = st.text("0123456789abcdef", min_size=64, max_size=64)
+KINDS = (Registered, Promoted, RolledBack, Archived)
+
+
+@st.composite
+def events(draw: st.DrawFn) -> Event:
+    """Any event by itself, whether or not it makes sense anywhere."""
+    kind = draw(st.sampled_from(KINDS))
+    epoch = draw(st.integers(1, 10**7))
+    number = st.integers(1, 10**6).map(str)
+    return kind(
+        prefix=draw(st.sampled_from([NAME, "other"])),
+        epoch=epoch,
+        previous=NOTHING if epoch == 1 else draw(HEX.filter(lambda text: text != NOTHING)),
+        id=draw(st.uuids()).hex,
+        actor=draw(WORDS),
+        time=draw(st.datetimes()).isoformat(timespec="milliseconds") + "+00:00",
+        reason=draw(WORDS),
+        version=draw(number),
+        stage=draw(st.sampled_from(kind.stages)),
+        expected=draw(st.none() | number),
+        lineage_digest=draw(HEX),
+        verdict_digest=draw(HEX),
+    )
+
+
+def follow(chain: list[Event], kind: type[Event], version: str, **changes: Any) -> Event:
+    """The event that does this after those of `chain`, as it would be written."""
+    state = fold(chain)
+    content: dict[str, Any] = {
+        "prefix": NAME,
+        "epoch": state.epoch + 1,
+        "previous": state.head,
+        "id": new_id(),
+        "actor": mlflow_world.ACTOR,
+        "time": "2024-02-29T12:00:00.000+00:00",
+        "reason": "a test",
+        "version": version,
+        "stage": kind.stages[0],
+        "lineage_digest": "a" * 64,
+        "verdict_digest": "b" * 64,
+        **changes,
+    }
+    return kind(**{"expected": state.stages.get(content["stage"]), **content})
+
+
+def chain(*steps: str) -> list[Event]:
+    """The events of steps as `register 1`, `staging 1`, `production 1`, `rollback 1`, `archive 1`."""
+    made: list[Event] = []
+    for step in steps:
+        what, version = step.split()
+        kind = {"register": Registered, "rollback": RolledBack, "archive": Archived}.get(what, Promoted)
+        changes = {"stage": what} if what in STAGES else {}
+        made.append(follow(made, kind, version, **changes))
+    return made
+
+
+def contents(chained: Iterable[Event]) -> dict[int, bytes]:
+    """{epoch: JSON} as a store keeps it."""
+    return {event.epoch: event.to_json() for event in chained}
+
+
+def register(registry: Registry, folder: Path, key: str = "1", name: str = NAME, **changes: Any) -> str:
+    """A version of `name` with a lineage record and an adapter of a few bytes; its number."""
+    adapter = folder / "adapter"
+    adapter.mkdir(exist_ok=True)
+    (adapter / "adapter_config.json").write_text("{}")
+    (adapter / "adapter_model.safetensors").write_bytes(b"weights")
+    run_id = start_run(registry, name, key * 64, params={})
+    record = mlflow_world.record(adapter, run_id, key * 64, prefix=name, **changes)
+    return versions.register(
+        registry,
+        run_id=run_id,
+        record=record,
+        adapter=adapter,
+        example=["the red cat runs"],
+        actor=mlflow_world.ACTOR,
+    ).version
+
+
+def aliases(registry: Registry, name: str = NAME) -> dict[str, str]:
+    """{alias: version} in MLflow."""
+    found = registry.client.get_registered_model(name).aliases
+    return {alias: str(version) for alias, version in found.items()}
+
+
+def tamper(registry: Registry, statement: str, *values: Any) -> None:
+    """Change MLflow's database behind its back; the statement must change something."""
+    with sqlite3.connect(registry.uri.removeprefix("sqlite:///")) as database:
+        assert database.execute(statement, values).rowcount > 0
+    database.close()
