@@ -60,6 +60,9 @@ def main() -> None:
     say("7. Where everything stands, and how it came there.")
     run("prefixline", "status")
     run("prefixline", "history", NAME)
+
+    say("8. Both versions, hashed again and followed to the data, base model and code they were made from.")
+    run("prefixline", "verify", NAME)
     show_end(time.monotonic() - started, [first, third])
 
 

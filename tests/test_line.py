@@ -18,11 +18,14 @@ from typing import Any
 import pytest
 
 from pipeline import server_access
+from pipeline.audit.impact import Kind, impact
+from pipeline.audit.verification import verify
 from pipeline.data.splits import row_id
 from pipeline.environment import quiet_environment
 from pipeline.register import registry, versions
 from pipeline.register.registry import Registry
 from pipeline.server_state import ProcessId, ServerRecord, ServersRecord, read_state
+from tests import mlflow_world
 from tests.line import PREFIXLINE, Line, make_line, rows
 
 
@@ -33,6 +36,22 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Line:
 
 @pytest.fixture(scope="module")
 def first(line: Line) -> dict[str, Any]:
+    outcome: dict[str, Any] = line.json("retrain", "words")
+    return outcome
+
+
+@pytest.fixture(scope="module")
+def foretold(line: Line, first: dict[str, Any]) -> dict[str, Any]:
+    """What `prefixline data` says of the data after it has changed, with version 1 in production."""
+    if versions.production(connection(line), "words") is None:
+        mlflow_world.promote(connection(line), "words", "1")
+    line.write_rows([*rows(400), *rows(60, seed=7)])
+    changes: dict[str, Any] = line.json("data", "words")["changes"]
+    return changes
+
+
+@pytest.fixture(scope="module")
+def second(line: Line, foretold: dict[str, Any]) -> dict[str, Any]:
     outcome: dict[str, Any] = line.json("retrain", "words")
     return outcome
 
@@ -155,17 +174,17 @@ def test_a_page_that_was_lost_is_made_again(line: Line, first: dict[str, Any]):
     assert (run.info.status, run.data.tags["prefixline.outcome"]) == ("FINISHED", "registered")
 
 
-def test_changed_data_is_a_new_version_compared_with_the_champion_on_the_same_rows(
-    line: Line, first: dict[str, Any]
-):
+def test_a_version_is_promoted_to_production_stage_by_stage(line: Line, first: dict[str, Any]):
     client = connection(line).client
     for stage in ("staging", "production"):
         moved = line.json("promote", "words", "1", "--to", stage, "--reason", "the first")
         assert str(client.get_model_version_by_alias("words", stage).version) == moved["version"] == "1"
-    line.write_rows([*rows(400), *rows(60, seed=7)])
-    foretold = line.json("data", "words")["changes"]
+
+
+def test_changed_data_is_a_new_version_compared_with_the_champion_on_the_same_rows(
+    line: Line, first: dict[str, Any], foretold: dict[str, Any], second: dict[str, Any]
+):
     assert foretold["added"] > 0
-    second = line.json("retrain", "words")
     assert (second["outcome"], second["version"]) == ("registered", "2")
     assert second["dataset"]["md5"] != first["dataset"]["md5"]
     assert second["run_key"] != first["run_key"]
@@ -196,18 +215,26 @@ def test_changed_data_is_a_new_version_compared_with_the_champion_on_the_same_ro
     assert re.search(r"animal │ +\d+ │ +\d+ │ +\d+ │ +\d+ │", shown)
     stages = {v["version"]: v["stages"] for v in line.json("status")["prefixes"][0]["versions"]}
     assert stages == {"1": ["production"], "2": ["candidate"]}
-    (new, *_) = (row["text"] for row in rows(60, seed=7) if row not in rows(400))
-    assert affected(line, "--row", new) == {"2": ("candidate", None)}
-    old = rows(400)[0]["text"].upper()
-    assert affected(line, "--row", old) == {"1": ("production", None), "2": ("candidate", None)}
-    md5 = first["dataset"]["md5"]
-    assert affected(line, "--dataset", md5[:8]) == {"1": ("production", None), "2": ("candidate", "words:1")}
-    code = after["code"]["commit"]
-    assert affected(line, "--code", code[:8]) == {"2": ("candidate", None)}
-    assert affected(line, "--base", after["base_model"]["digest"][:12]).keys() == {"1", "2"}
 
-    for stage in ("staging", "production"):
-        line.json("promote", "words", "2", "--to", stage, "--reason", "more data")
+
+def test_each_version_is_found_from_what_it_was_made_from(
+    line: Line, first: dict[str, Any], second: dict[str, Any]
+):
+    after = line.json("lineage", "words:2")
+    (new, *_) = (row["text"] for row in rows(60, seed=7) if row not in rows(400))
+    assert affected(line, "row", new) == {"2": ("candidate", None)}
+    old = rows(400)[0]["text"].upper()
+    assert affected(line, "row", old) == {"1": ("production", None), "2": ("candidate", None)}
+    md5 = first["dataset"]["md5"]
+    assert affected(line, "dataset", md5[:8]) == {"1": ("production", None), "2": ("candidate", "words:1")}
+    code = after["code"]["commit"]
+    assert affected(line, "code", code[:8]) == {"2": ("candidate", None)}
+    assert affected(line, "base", after["base_model"]["digest"][:12]).keys() == {"1", "2"}
+
+
+def test_production_moves_on_and_back_and_all_of_it_verifies(line: Line, second: dict[str, Any]):
+    client = connection(line).client
+    mlflow_world.promote(connection(line), "words", second["version"])
     assert str(client.get_model_version_by_alias("words", "production").version) == "2"
     assert line.json("lineage", "words@archived")["version"] == "1"
     line.json("rollback", "words", "--reason", "the first was better", "--expect", "2")
@@ -223,11 +250,15 @@ def test_changed_data_is_a_new_version_compared_with_the_champion_on_the_same_ro
         ("rolled back", "1", "production"),
     ]
     assert told["out_of_step"] == []
+    assert [(v.version, v.stages, v.faults) for v in verify(line.root).versions] == [
+        ("1", ("production",), ()),
+        ("2", ("archived",), ()),
+    ]
 
 
-def affected(line: Line, *question: str) -> dict[str, tuple[str, str | None]]:
-    """{version: the stage it holds and the version it came through} by `prefixline impact`."""
-    found = line.json("impact", *question)
+def affected(line: Line, kind: Kind, asked: str) -> dict[str, tuple[str, str | None]]:
+    """{version: the stage it holds and the version it came through}."""
+    found = impact(line.root, kind, asked)
     assert (found["searched"], found["complete"]) == (2, True)
     return {v["version"]: (v["stages"][0], v["through"]) for v in found["versions"]}
 
