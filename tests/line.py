@@ -69,7 +69,7 @@ class Line:
             capture_output=True,
             text=True,
             check=False,
-            timeout=280,
+            timeout=580,
         )
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:

@@ -132,14 +132,14 @@ def losing_replies(server: str, endings: set[str]) -> Iterator[tuple[str, list[s
 
 
 def _wait(uri: str, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(300):
+    for _ in range(900):
         try:
             mlflow_registry.connect(uri, timeout=2)
             return
         except UnreachableError:
             assert process.poll() is None, "mlflow server ended"
             time.sleep(0.2)
-    raise AssertionError("mlflow server did not start in 60 s")
+    raise AssertionError("mlflow server did not start in 180 s")
 
 
 def promote(

@@ -128,7 +128,7 @@ answer = [run.auto_scheduled for run in client.read_flow_runs() if run.state.typ
 """
 
 
-@pytest.mark.timeout(500)
+@pytest.mark.timeout(700)
 def test_scheduled_runs_fire_never_two_of_one_prefix_at_once_and_lost_schedules_are_removed(
     workspace: Path, tmp_path: Path
 ) -> None:

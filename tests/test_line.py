@@ -367,7 +367,7 @@ def test_mlflow_alone_not_answering_is_named_and_nothing_is_done_until_it_answer
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(700)
 def test_servers_that_end_in_the_middle_of_a_training_cost_neither_the_version_nor_the_answer(tmp_path: Path):
     line = make_line(tmp_path)
     line.change_params("epochs: 10", "epochs: 60")

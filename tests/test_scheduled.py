@@ -25,7 +25,7 @@ def wait_for(process: Popen[str], words: str) -> None:
     assert any(words in line for line in process.stderr), f"ended without saying {words!r}"
 
 
-@pytest.mark.timeout(500)
+@pytest.mark.timeout(700)
 def test_a_scheduled_run_registers_a_version_that_names_its_flow_run(tmp_path: Path) -> None:
     line: Line = make_line(tmp_path)
     line.change_params(
