@@ -7,9 +7,8 @@ second gets a ConflictError, and decides again: nothing is tried again on anybod
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from pipeline.digest import digest
 from pipeline.errors import ConflictError, RegistryError, UnreachableError
 from pipeline.ledger import log
 from pipeline.ledger.events import (
@@ -17,13 +16,12 @@ from pipeline.ledger.events import (
     Archived,
     Event,
     Promoted,
+    Registered,
     RolledBack,
     Stage,
-    new_id,
-    now,
     text_problem,
 )
-from pipeline.ledger.fold import State
+from pipeline.ledger.fold import State, following
 from pipeline.ledger.projection import OutOfStep, project
 from pipeline.ledger.registration import check_entered, enter
 from pipeline.register import versions
@@ -78,7 +76,8 @@ def promote(
     if number not in state.registered:
         # Made before there was a ledger, or its registration was cut off on the way.
         state = enter(registry, name, number, **_digests(verified), actor=actor, reason="passed the gate")
-    check_entered(state.registered[number], **_digests(verified))
+    entered = state.registered[number]
+    check_entered(entered, **_digests(verified))
     _check_expected(state, name, to, expect)
     stands = state.stage_of(number)
     if (to == "production" and stands != "staging") or (
@@ -93,7 +92,7 @@ def promote(
                 else ""
             )
         )
-    return _append(registry, Promoted(**_event(state, name, verified, to, actor, reason)), repaired)
+    return _append(registry, _moving(state, Promoted, entered, to, actor, reason), repaired)
 
 
 def rollback(registry: Registry, name: str, *, reason: str, actor: str, expect: str | None = None) -> Moved:
@@ -116,11 +115,9 @@ def rollback(registry: Registry, name: str, *, reason: str, actor: str, expect: 
             f"{name}: production held nothing before {state.stages.get('production', 'now')} that it could go back to; "
             f"`prefixline history {name}` says what it held, `prefixline promote` moves another version there"
         )
-    verified = _verified(registry, name, state.held_before[-1])
-    check_entered(state.registered[verified.version.version], **_digests(verified))
-    return _append(
-        registry, RolledBack(**_event(state, name, verified, "production", actor, reason)), repaired
-    )
+    entered = state.registered[state.held_before[-1]]
+    check_entered(entered, **_digests(_verified(registry, name, entered.version)))
+    return _append(registry, _moving(state, RolledBack, entered, "production", actor, reason), repaired)
 
 
 def archive(registry: Registry, name: str, version: str, *, reason: str, actor: str) -> Moved:
@@ -132,28 +129,13 @@ def archive(registry: Registry, name: str, version: str, *, reason: str, actor: 
     _check_reason(reason)
     reading, repaired = project(registry, name)
     state = reading.state
-    entered = state.registered.get(version)
-    if entered is None:
+    if (entered := state.registered.get(version)) is None:
         raise RegistryError(
             f"{name}: the ledger knows no version {version!r}; it knows {', '.join(state.registered) or 'none'}"
         )
     if state.stage_of(version) == "archived":
         raise RegistryError(f"{name} version {version} is archived already; nothing has changed")
-    event = Archived(
-        prefix=name,
-        epoch=state.epoch + 1,
-        previous=state.head,
-        id=new_id(),
-        actor=actor,
-        time=now(),
-        reason=reason,
-        version=version,
-        stage="archived",
-        expected=state.stages.get("archived"),
-        lineage_digest=entered.lineage_digest,
-        verdict_digest=entered.verdict_digest,
-    )
-    return _append(registry, event, repaired)
+    return _append(registry, _moving(state, Archived, entered, "archived", actor, reason), repaired)
 
 
 def _check_reason(reason: str) -> None:
@@ -178,10 +160,8 @@ def _verified(registry: Registry, name: str, version: str) -> VerifiedVersion:
 
 
 def _digests(verified: VerifiedVersion) -> dict[str, str]:
-    return {
-        "lineage_digest": verified.record.digest,
-        "verdict_digest": digest(dict(verified.record.verdict)),
-    }
+    record = verified.record
+    return {"lineage_digest": record.digest, "verdict_digest": record.verdict_digest}
 
 
 def _check_expected(state: State, name: str, stage: Stage, expect: str | None) -> None:
@@ -191,22 +171,21 @@ def _check_expected(state: State, name: str, stage: Stage, expect: str | None) -
         )
 
 
-def _event(
-    state: State, name: str, verified: VerifiedVersion, stage: Stage, actor: str, reason: str
-) -> dict[str, Any]:
-    return {
-        "prefix": name,
-        "epoch": state.epoch + 1,
-        "previous": state.head,
-        "id": new_id(),
-        "actor": actor,
-        "time": now(),
-        "reason": reason,
-        "version": verified.version.version,
-        "stage": stage,
-        "expected": state.stages.get(stage),
-        **_digests(verified),
-    }
+def _moving(
+    state: State, kind: type[Event], entered: Registered, stage: Stage, actor: str, reason: str
+) -> Event:
+    """The event by which a version that was entered moves to `stage`."""
+    return following(
+        state,
+        kind,
+        prefix=entered.prefix,
+        version=entered.version,
+        stage=stage,
+        actor=actor,
+        reason=reason,
+        lineage_digest=entered.lineage_digest,
+        verdict_digest=entered.verdict_digest,
+    )
 
 
 def _append(registry: Registry, event: Event, repaired: tuple[OutOfStep, ...]) -> Moved:

@@ -19,6 +19,7 @@ from pipeline.errors import IntegrityError, RegistryError, UnreachableError
 from pipeline.ledger import log
 from pipeline.ledger.fold import State
 from pipeline.ledger.projection import OutOfStep, out_of_step
+from pipeline.ledger.registration import differences
 from pipeline.register import versions
 from pipeline.register.lineage import LineageRecord
 from pipeline.register.origin import MADE_FROM, Origin
@@ -154,13 +155,9 @@ class RegisteredName:
         if entered is None:
             found.add(Link.LEDGER, Kind.MISSING, "its registration", "an event", "no such event")
         elif found.record is not None:
-            for what, expected, actual in (
-                ("the lineage record", entered.lineage_digest, found.record.digest),
-                ("the verdict", entered.verdict_digest, digest(dict(found.record.verdict))),
-            ):
-                if expected != actual:
-                    where = f"epoch {entered.epoch}: {what}"
-                    found.add(Link.LEDGER, Kind.OUT_OF_STEP, where, expected, actual)
+            record = found.record
+            for what, was, is_now in differences(entered, record.digest, record.verdict_digest):
+                found.add(Link.LEDGER, Kind.OUT_OF_STEP, f"epoch {entered.epoch}: {what}", was, is_now)
 
     def _location(self, version: RegisteredVersion) -> str:
         with self._registry.errors(f"looking where {self.name} version {version.version} lies"):

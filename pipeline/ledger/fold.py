@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import TypeVar
 
 from pipeline.errors import IntegrityError
-from pipeline.ledger.events import NOTHING, Archived, Event, Registered, RolledBack, Stage
+from pipeline.ledger.events import NOTHING, Archived, Event, Registered, RolledBack, Stage, new_id, now
+
+E = TypeVar("E", bound=Event)
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,35 @@ class State:
     def stage_of(self, version: str) -> Stage | None:
         """Where `version` stands; None if nowhere."""
         return next((stage for stage, held in self.stages.items() if held == version), None)
+
+
+def following(
+    state: State,
+    kind: type[E],
+    *,
+    prefix: str,
+    version: str,
+    stage: Stage,
+    actor: str,
+    reason: str,
+    lineage_digest: str,
+    verdict_digest: str,
+) -> E:
+    """The event that `actor` would have happen now, after those that `state` came from; arguments as in `Event`."""
+    return kind(
+        prefix=prefix,
+        epoch=state.epoch + 1,
+        previous=state.head,
+        id=new_id(),
+        actor=actor,
+        time=now(),
+        reason=reason,
+        version=version,
+        stage=stage,
+        expected=state.stages.get(stage),
+        lineage_digest=lineage_digest,
+        verdict_digest=verdict_digest,
+    )
 
 
 def fold(events: Iterable[Event]) -> State:

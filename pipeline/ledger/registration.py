@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pipeline.errors import IntegrityError
 from pipeline.ledger import log
-from pipeline.ledger.events import Registered, new_id, now
-from pipeline.ledger.fold import State
+from pipeline.ledger.events import Registered
+from pipeline.ledger.fold import State, following
 from pipeline.ledger.projection import project
 from pipeline.tracking.connection import Registry
 
@@ -35,17 +35,14 @@ def enter(
         if entered is not None:
             check_entered(entered, lineage_digest, verdict_digest)
             break
-        event = Registered(
+        event = following(
+            state,
+            Registered,
             prefix=name,
-            epoch=state.epoch + 1,
-            previous=state.head,
-            id=new_id(),
-            actor=actor,
-            time=now(),
-            reason=reason,
             version=version,
             stage="candidate",
-            expected=state.stages.get("candidate"),
+            actor=actor,
+            reason=reason,
             lineage_digest=lineage_digest,
             verdict_digest=verdict_digest,
         )
@@ -55,24 +52,25 @@ def enter(
     return reading.state
 
 
+def differences(entered: Registered, lineage_digest: str, verdict_digest: str) -> list[tuple[str, str, str]]:
+    """(what, as it was entered, as it is now) of what a version has other than when it was entered."""
+    pairs = {
+        "lineage record": (entered.lineage_digest, lineage_digest),
+        "verdict": (entered.verdict_digest, verdict_digest),
+    }
+    return [(what, was, is_now) for what, (was, is_now) in pairs.items() if was != is_now]
+
+
 def check_entered(entered: Registered, lineage_digest: str, verdict_digest: str) -> None:
     """Refuse a version that is another than the one that was entered under its number.
 
     Raises:
         IntegrityError: its lineage record or its verdict is another.
     """
-    pairs = {
-        "lineage record": (lineage_digest, entered.lineage_digest),
-        "verdict": (verdict_digest, entered.verdict_digest),
-    }
-    problems = [
-        f"{what}: SHA-256 is {is_now}, expected {was}"
-        for what, (is_now, was) in pairs.items()
-        if is_now != was
-    ]
-    if problems:
+    faults = differences(entered, lineage_digest, verdict_digest)
+    if faults:
         raise IntegrityError(
-            problems,
+            [f"{what}: SHA-256 is {is_now}, expected {was}" for what, was, is_now in faults],
             heading=f"{entered.prefix} version {entered.version} is not the one that the ledger entered at epoch "
             f"{entered.epoch}; do not use it. Where the model was deleted in MLflow and made anew, give the prefix "
             "another name:",

@@ -113,6 +113,11 @@ class LineageRecord:
         """SHA-256 of `to_json()`, 64 hex characters."""
         return digest(asdict(self))
 
+    @property
+    def verdict_digest(self) -> str:
+        """SHA-256 of the verdict as canonical JSON, 64 hex characters: what the ledger names it by."""
+        return digest(dict(self.verdict))
+
     @classmethod
     def from_json(cls, content: bytes) -> LineageRecord:
         """The record whose `to_json` is `content`.

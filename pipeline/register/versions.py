@@ -27,6 +27,7 @@ from pipeline.files import new_folder
 from pipeline.ledger import log
 from pipeline.ledger.events import STAGES
 from pipeline.ledger.fold import State
+from pipeline.ledger.log import Reading
 from pipeline.ledger.registration import enter
 from pipeline.register.lineage import LineageRecord
 from pipeline.register.origin import MADE_FROM, Origin
@@ -171,7 +172,7 @@ def complete(registry: Registry, name: str, run_key: str, *, actor: str) -> Regi
                 name,
                 str(first.version),
                 lineage_digest=record.digest,
-                verdict_digest=digest.digest(dict(record.verdict)),
+                verdict_digest=record.verdict_digest,
                 actor=actor,
                 reason="passed the gate",
             )
@@ -234,11 +235,15 @@ def lookup(registry: Registry, name: str, which: str) -> VerifiedVersion:
         IntegrityError: the record is not the one the version was registered with, or the ledger is not what was
             written.
     """
+    return _look_up(registry, log.read(registry, name), which)
+
+
+def _look_up(registry: Registry, reading: Reading, which: str) -> VerifiedVersion:
+    """As `lookup`, by a ledger that was read."""
     from mlflow.exceptions import MlflowException
 
-    client = registry.client
+    client, name = registry.client, reading.name
     alias = which.removeprefix("@")
-    reading = log.read(registry, name)
     with registry.errors(f"looking up {name}@{alias}"):
         number = reading.state.stages.get(alias) if alias in STAGES else reading.aliases.get(alias, alias)
         try:
@@ -250,7 +255,7 @@ def lookup(registry: Registry, name: str, which: str) -> VerifiedVersion:
     if found is None:
         there = [
             f"{v.version} {' '.join('@' + stage for stage in v.stages)}".strip()
-            for v in list_versions(registry, name)
+            for v in versions_of(registry, name, reading.state)
         ]
         raise RegistryError(f"{name}: no version {which!r}; available: {', '.join(there) or 'none'}")
     version = _standing(found, reading.state)
@@ -267,7 +272,7 @@ def production(registry: Registry, name: str) -> VerifiedVersion | None:
     """
     reading = log.read(registry, name)
     if "production" in reading.state.stages:
-        return lookup(registry, name, "production")
+        return _look_up(registry, reading, "production")
     if (alias := reading.aliases.get("production")) is not None:
         raise RegistryError(
             f"{name}: MLflow's alias production is on version {alias}, but the ledger says that nothing is in production: "

@@ -9,11 +9,10 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerFast
 
-from pipeline import promotion
 from pipeline.data.dataset import prepare
 from pipeline.data.row_index import ROW_INDEX
 from pipeline.digest import canonical_json, digest, manifest
@@ -74,17 +73,15 @@ class World:
         self.prepared[summary.row_index] = out
         return summary.row_index
 
-    def stand(self, name: str, version: str, stage: str) -> None:
+    def stand(self, name: str, version: str, stage: Literal["candidate", "staging", "production"]) -> None:
         """Enter a version into the ledger, as its registration would, and move it up to `stage`."""
         record, _ = self.records[name, version]
         enter(
-            self.registry, name, version, lineage_digest=record.digest,
-            verdict_digest=digest(dict(record.verdict)), actor=mlflow_world.ACTOR, reason="passed the gate",
+            self.registry, name, version, lineage_digest=record.digest, verdict_digest=record.verdict_digest,
+            actor=mlflow_world.ACTOR, reason="passed the gate",
         )  # fmt: skip
-        for to in {"candidate": (), "staging": ("staging",), "production": ("staging", "production")}[stage]:
-            promotion.promote(
-                self.registry, name, version, to=to, reason=f"to {to}", actor=mlflow_world.ACTOR
-            )
+        if stage != "candidate":
+            mlflow_world.promote(self.registry, name, version, to=stage)
 
     def register(
         self,

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline import promotion
 from pipeline.errors import ConflictError, IntegrityError, RegistryError
-from pipeline.ledger import log, registration
+from pipeline.ledger import fold, log, registration
 from pipeline.ledger.events import STAGES, Archived, Promoted, Registered, RolledBack
 from pipeline.ledger.history import history, up_to
 from pipeline.ledger.projection import out_of_step, project
@@ -364,7 +364,7 @@ def test_a_clock_a_day_off_changes_no_order_and_is_marked(
     world.register(registry, tmp_path, "1")
     wrong = (datetime.now(UTC) + timedelta(hours=hours)).isoformat(timespec="milliseconds")
     with monkeypatch.context() as patch:
-        patch.setattr(promotion, "now", lambda: wrong)
+        patch.setattr(fold, "now", lambda: wrong)
         promote(registry, "1", "staging")
     promote(registry, "1", "production")
     told = history(log.read(registry, NAME))
