@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlparse
 
 from pipeline import recording
@@ -25,6 +25,7 @@ from pipeline.register.lineage import LineageRecord
 from pipeline.register.origin import MADE_FROM, Origin
 from pipeline.register.registry import DUPLICATE_OF, OUTCOME, RUN_KEY, VERSION, Registry
 from pipeline.register.versions import RegisteredVersion
+from pipeline.tracking.connection import pages
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel, Run
@@ -435,20 +436,15 @@ def _download(registry: Registry, uri: str, target: Path, names: Sequence[str]) 
 
 
 def _runs(registry: Registry, experiments: Sequence[str]) -> Iterator[Run]:
+    """Deleted ones among them. For no experiments MLflow would search them all."""
     from mlflow.entities import ViewType
 
-    token = None
-    while experiments and (token is None or token):
-        page = registry.client.search_runs(
-            list(experiments), run_view_type=ViewType.ALL, max_results=1000, page_token=token
+    if experiments:
+        yield from pages(
+            registry.client.search_runs, list(experiments), run_view_type=ViewType.ALL, max_results=1000
         )
-        yield from page
-        token = page.token or ""
 
 
 def _models(registry: Registry, experiments: Sequence[str]) -> Iterator[LoggedModel]:
-    token = None
-    while experiments and (token is None or token):
-        page: Any = registry.client.search_logged_models(list(experiments), page_token=token)
-        yield from page
-        token = page.token or ""
+    if experiments:
+        yield from pages(registry.client.search_logged_models, list(experiments))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import time
+from functools import cached_property
 from pathlib import Path
 
 from pipeline import server_access
@@ -23,6 +24,7 @@ from pipeline.register import registry
 from pipeline.register.lineage import LineageRecord
 from pipeline.register.registry import Registry
 from pipeline.register.versions import ADAPTER_DIGEST, RegisteredVersion
+from pipeline.tracking.connection import pages
 from pipeline.versioning import dvc_repo
 from pipeline.versioning.git_objects import GitObjects
 from pipeline.versioning.workspace import find_workspace
@@ -77,22 +79,17 @@ class _Names:
             self._read[name] = RegisteredName(self._connection, name)
         return self._read[name]
 
+    @cached_property
     def all(self) -> list[str]:
         """Every registered name, sorted."""
-        found: list[str] = []
-        token = None
         with self._connection.errors("listing the registered names"):
-            while token is None or token:
-                page = self._connection.client.search_registered_models(page_token=token)
-                found += [model.name for model in page]
-                token = page.token or ""
-        return sorted(found)
+            return sorted(model.name for model in pages(self._connection.client.search_registered_models))
 
 
 def _choose(names: _Names, reference: str | None) -> tuple[list[RegisteredVersion], tuple[Gone, ...]]:
     """The versions asked for, and where whole names were, those of them that are gone."""
     if reference is None:
-        read = [names[name] for name in names.all()]
+        read = [names[name] for name in names.all]
         return [version for name in read for version in name.versions], tuple(
             gone for name in read for gone in name.gone()
         )
@@ -101,9 +98,9 @@ def _choose(names: _Names, reference: str | None) -> tuple[list[RegisteredVersio
     if parts is None:
         raise RegistryError(f"{reference!r} is no version's name; expected NAME, NAME:NUMBER or NAME@STAGE")
     name, which = parts[1], parts[2]
-    if name not in names.all():
+    if name not in names.all:
         raise RegistryError(
-            f"{name}: nothing is registered under this name; available: {', '.join(names.all()) or 'none'}"
+            f"{name}: nothing is registered under this name; available: {', '.join(names.all) or 'none'}"
         )
     found = names[name]
     if which is None:
@@ -145,7 +142,7 @@ def _warm_start(names: _Names, record: LineageRecord) -> list[Fault]:
     if start is None or "version" not in start:
         return []
     where = f"{start['prefix']} version {start['version']}"
-    there = names[start["prefix"]].versions if start["prefix"] in names.all() else ()
+    there = names[start["prefix"]].versions if start["prefix"] in names.all else ()
     earlier = next((version for version in there if version.version == start["version"]), None)
     if earlier is None:
         return [Fault(Link.WARM_START, Kind.MISSING, where, start["adapter_digest"], "no such version")]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,7 @@ from pipeline.ledger.registration import enter
 from pipeline.register.lineage import LineageRecord
 from pipeline.register.origin import MADE_FROM, Origin
 from pipeline.register.registry import DUPLICATE_OF, OUTCOME, PREFIX, RUN_KEY, TAG, Registry, registered
+from pipeline.tracking.connection import pages
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -199,7 +200,7 @@ def list_all(registry: Registry) -> tuple[RegisteredVersion, ...]:
     client = registry.client
     with registry.errors("listing all versions"):
         found: dict[str, list[ModelVersion]] = {}
-        for version in _pages(client.search_model_versions, ""):
+        for version in pages(client.search_model_versions, ""):
             found.setdefault(version.name, []).append(version)
     ours = {
         name: versions
@@ -410,17 +411,8 @@ def _is_complete(registry: Registry, version: ModelVersion) -> bool:
 
 
 def _all(registry: Registry, name: str, filters: str = "") -> list[ModelVersion]:
-    found = _pages(registry.client.search_model_versions, f"name = '{name}'{filters}")
+    found = pages(registry.client.search_model_versions, f"name = '{name}'{filters}")
     return sorted(found, key=lambda version: int(version.version))
-
-
-def _pages(search: Callable[..., Any], *arguments: Any) -> Iterator[Any]:
-    """Everything a search finds, page by page."""
-    token = None
-    while token is None or token:
-        page = search(*arguments, page_token=token)
-        yield from page
-        token = page.token or ""
 
 
 def _with_run_key(registry: Registry, name: str, run_key: str) -> list[ModelVersion]:

@@ -166,24 +166,24 @@ def show_verification(result: Mapping[str, Any]) -> None:
         grid.add_column(column)
     for version in versions:
         grid.add_row(
-            escape(f"{version['name']} version {version['version']}"),
-            escape(", ".join(version["stages"]) or "none"),
+            _plain(f"{version['name']} version {version['version']}"),
+            _plain(", ".join(version["stages"]) or "none"),
             _result(version),
         )
     console.print(grid)
     for version in (version for version in versions if version["faults"]):
-        tree = Tree(f"[bold]{escape(version['name'])} version {version['version']}[/bold]")
+        tree = Tree(f"[bold]{_plain(version['name'])} version {version['version']}[/bold]")
         for fault in version["faults"]:
             style = "yellow" if fault["kind"] == "unreachable" else "red"
-            branch = tree.add(f"[{style}]{fault['kind']}[/] {fault['link']}: {escape(fault['where'])}")
-            branch.add(f"expected {escape(fault['expected'])}")
-            branch.add(f"found    {escape(fault['actual'])}")
+            branch = tree.add(f"[{style}]{fault['kind']}[/] {fault['link']}: {_plain(fault['where'])}")
+            branch.add(f"expected {_plain(fault['expected'])}")
+            branch.add(f"found    {_plain(fault['actual'])}")
         if version["unchecked"]:
             tree.add(f"not looked at, for want of a record to go by: {', '.join(version['unchecked'])}")
         console.print(tree, soft_wrap=True)
     for lost in gone:
         console.print(
-            f"[red]missing[/] {escape(lost['name'])} version {lost['version']}: run {lost['run_id']} registered it, and "
+            f"[red]missing[/] {_plain(lost['name'])} version {lost['version']}: run {lost['run_id']} registered it, and "
             "the registry does not have it",
             soft_wrap=True,
         )
@@ -201,7 +201,7 @@ def _result(version: Mapping[str, Any]) -> str:
     if version["by_hand"]:
         said.append("registered by hand, without lineage")
     if version["duplicate_of"]:
-        said.append(f"a duplicate of version {escape(version['duplicate_of'])}")
+        said.append(f"a duplicate of version {_plain(version['duplicate_of'])}")
     count = len(version["faults"])
     said.append(f"[red]{count} {'fault' if count == 1 else 'faults'}[/]" if count else "[green]sound[/]")
     return ", ".join(said)
@@ -279,7 +279,7 @@ def show_impact(found: Mapping[str, Any]) -> None:
     for version in found["by_hand"]:
         stages = ", ".join(version["stages"]) or "no stage"
         console.print(
-            f"{version['name']} version {version['version']} ({stages}) was registered by hand, without lineage: "
+            f"{_plain(version['name'])} version {version['version']} ({stages}) was registered by hand, without lineage: "
             "nobody can tell what it came from"
         )
 
@@ -291,10 +291,10 @@ def _reasons(versions: Iterable[Mapping[str, Any]]) -> Table:
     for version in versions:
         duplicate = f" (duplicate of {version['duplicate_of']})" if version["duplicate_of"] else ""
         grid.add_row(
-            escape(version["name"]),
+            _plain(version["name"]),
             f"{version['version']}{duplicate}",
             "\n".join(version["stages"]) or "none",
-            escape(version["why"]),
+            _plain(version["why"]),
         )
     return grid
 

@@ -122,6 +122,15 @@ class Registry:
             raise RegistryError(f"{doing}: {error}; nothing was registered, run it again") from error
 
 
+def pages(search: Callable[..., Any], *arguments: Any, **named: Any) -> Iterator[Any]:
+    """Everything that one of the client's searches finds, page by page."""
+    token = None
+    while token is None or token:
+        page = search(*arguments, page_token=token, **named)
+        yield from page
+        token = page.token or ""
+
+
 _TRANSIENT = {"TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"}
 
 

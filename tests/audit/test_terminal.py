@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.audit.faults import Fault, Gone, Kind, Link, Verification, Verified
-from pipeline.show.terminal import show_verification
+from pipeline.show.terminal import show_impact, show_verification
 
 FAULTS = (
     Fault(Link.ARTEFACT, Kind.TAMPERED, "[red]MLmodel", "a" * 64, "b" * 64),
@@ -47,3 +47,20 @@ def test_versions_by_hand_and_versions_that_are_gone_are_named(capsys: pytest.Ca
     said = shown(capsys, VERSIONS[3], gone=(Gone("words", "5", "abc"),))
     assert "words version 4 none registered by hand, without lineage, 1 fault" in said
     assert "missing words version 5: run abc registered it, and the registry does not have it" in said
+
+
+def test_a_name_or_a_file_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    fault = Fault(Link.ARTEFACT, Kind.TAMPERED, "a\x1b[2Jb", "no such file", "\x07")
+    show_verification(
+        Verification((Verified("[bold]x\x1b[31m", "1", (), None, True, (fault,)),), (), 1, 1, 1).to_json()
+    )
+    version = {"name": "[red]y\x1b[2J", "version": "1", "stages": [], "duplicate_of": None}
+    show_impact(
+        {"kind": "base", "asked": "b" * 8, "meant": None, "rows": None, "searched": 1, "versions": [],
+         "unknown": [{**version, "why": "\x1b[5m"}], "by_hand": [version]}
+    )  # fmt: skip
+    said = capsys.readouterr().out
+    assert "\x1b[2J" not in said
+    assert not {"\x07", "\x1b"} & set(said)
+    for name in ("[bold]x\ufffd[31m", "a\ufffd[2Jb", "[red]y\ufffd[2J"):
+        assert name in said
