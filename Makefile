@@ -25,7 +25,7 @@ $(READY): pyproject.toml constraints.txt
 		{ echo "$(PYTHON) is $$($(PYTHON) --version); prefixline needs Python 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	@command -v git >/dev/null || { echo "git is not installed: apt-get install git" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,demo]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,demo,postgres]'
 	@touch $@
 
 demo: $(READY) ## Build the data, train, judge, register, and again after the data changed
@@ -54,7 +54,7 @@ architectures: $(READY) ## Renew docs/architectures.md from what the tests find
 
 constraints: ## Renew constraints.txt from the ranges in pyproject.toml
 	rm -rf build/constraints && $(PYTHON) -m venv build/constraints
-	build/constraints/bin/pip install --quiet '$(TORCH)' --editable '.[dev,demo]'
+	build/constraints/bin/pip install --quiet '$(TORCH)' --editable '.[dev,demo,postgres]'
 	{ echo "# The tested set. Renew with: make constraints"; \
 	  build/constraints/bin/pip freeze --exclude-editable | sed 's/+cpu$$//'; } > constraints.new
 	mv constraints.new constraints.txt

@@ -18,6 +18,7 @@ The tree; each kind of fault has a type of its own, because each asks for a diff
     ├── CompareError         methods cannot be compared: one is unknown, not installed, or did not train
     ├── RegistryError        MLflow refused, or holds something that contradicts us
     ├── ConflictError        somebody else moved a stage first
+    ├── KeyFileError         a file holds no private key, or is open to others
     ├── ServerError          a server could not be started, or ended by itself
     └── UnreachableError     a server did not answer
 
@@ -120,6 +121,10 @@ class RegistryError(PrefixlineError):
 
 class ConflictError(PrefixlineError):
     """Somebody else moved a stage first; the message says what stands now and who moved it. Exit code 4."""
+
+
+class KeyFileError(PrefixlineError):
+    """A file holds no private key, or others than its owner may read it."""
 
 
 class UnreachableError(PrefixlineError):

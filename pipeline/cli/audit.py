@@ -1,0 +1,94 @@
+"""Commands that ask where a version came from, what came of something, and whether all of it is still true."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from pipeline.cli.common import EXIT_WRONG, as_json, print_json, without_collector
+
+
+@click.command()
+@click.argument("version")
+@as_json
+@click.pass_obj
+def lineage(workspace: Path, version: str, json_output: bool) -> None:
+    """Say what a version was made from. VERSION is NAME, NAME:NUMBER or NAME@STAGE; NAME alone is the newest."""
+    from pipeline.show.overview import lineage_of
+    from pipeline.versioning.workspace import find_workspace
+
+    record = lineage_of(find_workspace(workspace).root, version)
+    if json_output:
+        print_json(record)
+    else:
+        from pipeline.show.terminal import show_lineage
+
+        show_lineage(record)
+
+
+@click.command()
+@click.option("--dataset", metavar="MD5", help="A dataset version, by DVC's hash of it.")
+@click.option(
+    "--row", metavar="TEXT|FILE",
+    help="A row, by its text or source; or the rows of a JSONL, CSV or Parquet file with a prefix's own columns; "
+    "any other file is one text.",
+)  # fmt: skip
+@click.option("--base", metavar="DIGEST", help="A base model, by its digest in params.yaml.")
+@click.option("--code", metavar="COMMIT", help="A git commit, which the code of a version is or contains.")
+@as_json
+@click.pass_obj
+def impact(
+    workspace: Path,
+    dataset: str | None,
+    row: str | None,
+    base: str | None,
+    code: str | None,
+    json_output: bool,
+) -> None:
+    """Say which registered versions came from a dataset version, a row, a base model or a code commit.
+
+    All prefixes of the registry are searched, and versions that went on from an affected one are found too. A digest
+    or commit may be cut to 8 characters or more. Exit code 0 with or without a version found.
+    """
+    from pipeline.audit import impact as audit
+
+    options: dict[audit.Kind, str | None] = {"dataset": dataset, "row": row, "base": base, "code": code}
+    given = [(kind, asked) for kind, asked in options.items() if asked is not None]
+    if len(given) != 1:
+        raise click.UsageError("expected exactly one of --dataset, --row, --base and --code")
+    with without_collector():  # which would double the time in which MLflow lists thousands of versions
+        result = audit.impact(workspace, *given[0])
+    if json_output:
+        print_json(result)
+    else:
+        from pipeline.show.terminal import show_impact
+
+        show_impact(result)
+
+
+@click.command()
+@click.argument("versions", required=False)
+@as_json
+@click.pass_obj
+def verify(workspace: Path, versions: str | None, json_output: bool) -> None:
+    """Hash every file of registered versions again, and follow them to everything they were made from.
+
+    VERSIONS is NAME, NAME:NUMBER or NAME@STAGE; every version of every prefix if not given. What the DVC cache lacks is
+    fetched from its remote. Exit code 0: nothing is wrong; 5: something is, and all of it is listed.
+    """
+    from pipeline.audit import verification
+
+    found = verification.verify(workspace, versions)
+    if json_output:
+        print_json(found.to_json())
+    else:
+        from pipeline.show.terminal import show_verification
+
+        show_verification(found.to_json())
+    if not found.sound:
+        sys.exit(EXIT_WRONG)
+
+
+COMMANDS = (lineage, impact, verify)
