@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -205,9 +206,22 @@ class RegisteredName:
                     value,
                 )
         rest = {name: path for name, path in files.items() if name != versions.MANIFEST_FILE}
+        if (mark := rest.get(_MARK)) is not None and hashes.of([mark])[mark] in self._marks(version):
+            del rest[_MARK]
         manifest: dict[str, str] = json.loads(listing.read_bytes())
         found.faults += compare(hashes, Link.ARTEFACT, rest, manifest, others=others)
         return manifest
+
+    def _marks(self, version: RegisteredVersion) -> set[str]:
+        """SHA-256 of all that MLflow's mark in the version's folder can say."""
+        # Several versions may be of one model; any of them may have been loaded last. YAML quotes some words.
+        same = [other.version for other in self.versions if other.source == version.source]
+        marks = [
+            f"model_name: {name}\nmodel_version: '{number}'\n"
+            for name in (self.name, f"'{self.name}'")
+            for number in same
+        ]
+        return {hashlib.sha256(mark.encode()).hexdigest() for mark in marks}
 
     def _check_run(
         self,
@@ -388,6 +402,9 @@ def _scan(folder: Path, found: Findings) -> tuple[dict[str, Path], dict[str, str
         found.add(Link.ARTEFACT, Kind.UNREACHABLE, str(folder), "a folder that can be read", error)
         return {}, {}
 
+
+_MARK = "registered_model_meta"
+"""Left by MLflow in a local model folder each time it is loaded by its registered name: that name, and the version."""
 
 _KEPT = (recording.LINEAGE_FILE, recording.LOCK_FILE)
 

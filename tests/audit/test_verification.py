@@ -186,6 +186,23 @@ def test_a_file_added_anywhere_in_a_version_is_found(world: World, place: str) -
     assert {fault.expected for fault in told} == {"no such file"}
 
 
+def test_the_mark_that_mlflow_leaves_when_it_loads_a_version_is_no_fault_and_another_is(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.artifacts import download_artifacts
+
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        monkeypatch.setenv(name, "")  # MLflow exports its addresses; this takes them back out afterwards
+    world.registry.activate()
+    folder = world.artefact("alpha", "1")
+    assert Path(download_artifacts("models:/alpha/1")) == folder
+    mark = folder / "registered_model_meta"
+    assert mark.is_file()
+    assert verify(world.root).sound
+    mark.write_bytes(mark.read_bytes() + b"# more\n")
+    assert kinds(faults(verify(world.root))) == {("tampered", "artefact", mark.name)}
+
+
 def test_a_name_that_is_no_text_and_a_file_that_is_no_file_are_told(world: World) -> None:
     folder = world.artefact("alpha", "1")
     (folder / os.fsdecode(b"caf\xe9")).write_text("")
