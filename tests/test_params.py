@@ -65,7 +65,7 @@ def test_the_objects_cannot_be_changed():
         ),
         ("prefixes.questions.training.lr", 1, "prefixes.questions.training.lr: unknown key"),
         ("defaults.training.lr", 1, "defaults.training.lr: unknown key"),
-        ("prefixs", {}, "prefixs: unknown key; expected one of base_models, defaults, prefixes"),
+        ("prefixs", {}, "prefixs: unknown key; expected one of base_models, defaults, keys, prefixes"),
         (
             "prefixes.questions.training.epochs",
             0,
