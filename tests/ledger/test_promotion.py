@@ -216,9 +216,8 @@ def test_whoever_is_second_is_told_who_was_first_and_nothing_is_tried_again(
     real = log.claim
 
     def beaten(*arguments: Any) -> Any:
-        with monkeypatch.context() as patch:
-            patch.setattr(log, "claim", real)
-            promote(registry, "2", "staging")
+        monkeypatch.setattr(log, "claim", real)
+        promote(registry, "2", "staging")
         return real(*arguments)
 
     monkeypatch.setattr(log, "claim", beaten)
@@ -227,7 +226,10 @@ def test_whoever_is_second_is_told_who_was_first_and_nothing_is_tried_again(
     said = str(caught.value)
     assert f"{ALICE} was first: version 2 was promoted to staging at epoch 4" in said
     assert f"Now there is version 2 in staging, by {ALICE} at epoch 4" in said
-    assert events(registry)[3:] == ["version 2 was promoted to staging"]
+    assert events(registry)[3:] == ["version 2 was promoted to staging", "version 1 was refused for staging"]
+    kept = log.read(registry, NAME).events[-1]
+    assert (kept.actor, kept.request) == (BOB, None)
+    assert kept.reason.startswith(f"{ALICE} was first: version 2 was promoted to staging at epoch 4")
     assert aliases(registry) == {"candidate": "3", "staging": "2"}
 
 
