@@ -18,6 +18,7 @@ from prefect.artifacts import create_markdown_artifact
 from flows.tries import RETRIED
 from pipeline import promoting
 from pipeline.errors import UnreachableError
+from pipeline.ledger.rules import Ruled
 from pipeline.promoting import Promotion
 from pipeline.promotion import Moved, Waiting
 
@@ -60,7 +61,7 @@ def promote(
     workspace: str,
     prefix: str,
     version: str,
-    stage: str,
+    stage: Ruled,
     reason: str,
     wait_seconds: float,
     expect: str | None = None,
@@ -78,7 +79,7 @@ def promote(
         Path(workspace),
         prefix,
         version,
-        "production" if stage == "production" else "staging",
+        stage,
         reason,
         expect,
         None if key is None else Path(key),

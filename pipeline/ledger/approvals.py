@@ -71,7 +71,7 @@ def approve(
         )
     if key.public not in approvers and not (own and key.public == asked.key):
         raise RefusedError(
-            f"{name}: the key {key.public} is none of an approver of {asked.stage}; params.yaml names "
+            f"{name}: the key {key.public} is not that of an approver of {asked.stage}; params.yaml names "
             f"{', '.join(approvers.values()) or 'none'}"
         )
     if not refuse and any(approval.key == key.public for approval in request.approvals):

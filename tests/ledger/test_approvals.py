@@ -205,7 +205,7 @@ def test_an_approver_agrees_once_and_nobody_to_his_own_request(registry: Registr
         with pytest.raises(RefusedError, match="who is the one to approve it now, by name or by key"):
             approve(registry, key, actor, rules=wide)
     with pytest.raises(
-        RefusedError, match=r"is none of an approver of staging; params\.yaml names bob, carol"
+        RefusedError, match=r"is not that of an approver of staging; params\.yaml names bob, carol"
     ):
         approve(registry, world.key(9), "mallory")
     with pytest.raises(
