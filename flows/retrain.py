@@ -15,28 +15,13 @@ from typing import Any
 import httpx
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
-from prefect.client.schemas.objects import State, TaskRun
 from prefect.runtime import flow_run
-from prefect.tasks import Task
 
+from flows.tries import RETRIED as _RETRIED
 from pipeline import retraining
 from pipeline.errors import UnreachableError
 from pipeline.outcome import Outcome, markdown
 from pipeline.plan import Judged, Plan
-
-
-def _may_pass(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
-    """Whether a failed task is worth another try: a server did not answer. Wrong data stays wrong."""
-    error = state.result(raise_on_failure=False)
-    return isinstance(error, (UnreachableError, ConnectionError, TimeoutError))
-
-
-_RETRIED: dict[str, Any] = {
-    "retries": 3,
-    "retry_delay_seconds": [2, 10, 30],
-    "retry_condition_fn": _may_pass,
-    "persist_result": False,
-}
 
 
 @task(name="snapshot", **_RETRIED)

@@ -1,4 +1,4 @@
-"""Who acts: the name that the ledger keeps beside every change."""
+"""Who acts: the name that the ledger keeps beside every change, and the key that signs it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,36 @@ import socket
 from pathlib import Path
 
 from pipeline.errors import WorkspaceError
+from pipeline.keys import SigningKey, load_key
 from pipeline.ledger.events import ACTOR_LIMIT, text_problem
 from pipeline.versioning import git
 
 ACTOR = "PREFIXLINE_ACTOR"
 """The environment variable by which a scheduled run or a CI job says who acts."""
+
+
+KEY = "PREFIXLINE_KEY"
+"""The environment variable that names the file of the key to sign with."""
+
+
+def key_file() -> Path:
+    """Where one's key is: `PREFIXLINE_KEY`, else prefixline/key.pem in the user's configuration (XDG)."""
+    if given := os.environ.get(KEY):
+        return Path(given)
+    home = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(home) / "prefixline" / "key.pem"
+
+
+def signing_key(given: Path | None) -> SigningKey | None:
+    """The key to sign with; None where none was named and there is none in the usual place.
+
+    Raises:
+        KeyFileError: the file that was named, or the usual one, holds no usable key.
+    """
+    path = given or key_file()
+    if given is None and not os.environ.get(KEY) and not path.exists():
+        return None
+    return load_key(path)
 
 
 def actor(root: Path) -> str:

@@ -18,6 +18,7 @@ The tree; each kind of fault has a type of its own, because each asks for a diff
     ├── CompareError         methods cannot be compared: one is unknown, not installed, or did not train
     ├── RegistryError        MLflow refused, or holds something that contradicts us
     ├── ConflictError        somebody else moved a stage first
+    ├── RefusedError         a rule or an approver said no to a promotion
     ├── KeyFileError         a file holds no private key, or is open to others
     ├── ServerError          a server could not be started, or ended by itself
     └── UnreachableError     a server did not answer
@@ -46,7 +47,7 @@ _DISK = frozenset(
 
 
 class PrefixlineError(Exception):
-    """The base of all of them; the command line prints it without a traceback and exits 1."""
+    """The base of all of them; the command line prints it without a traceback and exits 1 unless its kind says otherwise."""
 
 
 class _ListedError(PrefixlineError):
@@ -121,6 +122,10 @@ class RegistryError(PrefixlineError):
 
 class ConflictError(PrefixlineError):
     """Somebody else moved a stage first; the message says what stands now and who moved it. Exit code 4."""
+
+
+class RefusedError(PrefixlineError):
+    """A rule or an approver said no to a promotion, or nobody approved it in time. Exit code 3."""
 
 
 class KeyFileError(PrefixlineError):

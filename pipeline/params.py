@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from pipeline.errors import ParamsError
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
+KeyName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.@-]{0,62}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Task = Literal["classification", "generation"]
@@ -286,6 +287,55 @@ class ScheduleParams(_Section):
     timezone: str = "UTC"
 
 
+class StageRules(_Section):
+    """What a promotion to a stage needs, besides a verdict that passed and a lineage record that verifies: always.
+
+    `smoke_test`: the version is loaded from the registry as any MLflow client loads it, and predicts again what its
+    evaluation recorded. `fresh_evaluation`: on the test rows of the data as it is now, it reaches the floors of `gate`.
+
+    `signed_by` names the keys (under `keys`) of those who may promote, and roll back to production; with none, no
+    signature is needed. `approvals` is how many of `approvers` must agree, none of them the one who asks. It needs
+    `signed_by`, since whoever asks without a key could ask under another name and agree with himself.
+    """
+
+    smoke_test: bool = False
+    fresh_evaluation: bool = False
+    signed_by: Texts = ()
+    approvals: Annotated[int, Field(ge=0)] = 0
+    approvers: Texts = ()
+
+    @model_validator(mode="after")
+    def _can_be_met(self) -> StageRules:
+        problems = [
+            f"{key}: got {list(names)!r}; expected each once"
+            for key, names in (("signed_by", self.signed_by), ("approvers", self.approvers))
+            if len(set(names)) < len(names)
+        ]
+        approvers = set(self.approvers)
+        if self.approvals > len(approvers):
+            problems.append(
+                f"approvals: got {self.approvals}; expected at most {len(approvers)}, the approvers"
+            )
+        elif self.approvals and not self.signed_by:
+            problems.append(
+                "signed_by: is empty; approvals need it, or anyone could ask and agree with himself"
+            )
+        elif self.approvals and all(self.approvals > len(approvers - {name}) for name in self.signed_by):
+            problems.append(
+                f"approvals: got {self.approvals}; nobody in signed_by has as many approvers besides himself"
+            )
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+class PromotionParams(_Section):
+    """What a promotion to each stage needs. What stands in a stage is judged by the rules as they are now."""
+
+    staging: StageRules = StageRules()
+    production: StageRules = StageRules()
+
+
 class PrefixEntry(_Section):
     """One entry under `prefixes`, with `defaults` filled in."""
 
@@ -296,6 +346,7 @@ class PrefixEntry(_Section):
     training: TrainingParams = TrainingParams()
     evaluation: EvaluationParams = EvaluationParams()
     gate: GateParams = GateParams()
+    promotion: PromotionParams = PromotionParams()
     schedule: ScheduleParams | None = None
 
     @model_validator(mode="after")
@@ -327,6 +378,11 @@ class PrefixEntry(_Section):
             for i, criteria in enumerate(self.gate.slices)
             if criteria.column not in self.data.slices
         ]
+        problems += [
+            f"promotion.{stage}.fresh_evaluation: has nothing to reach; expected gate.floors"
+            for stage in ("staging", "production")
+            if getattr(self.promotion, stage).fresh_evaluation and not self.gate.floors
+        ]
         if self.task == "generation" and self.prefix.text_from == "labels":
             problems.append("prefix.text_from: got 'labels'; generation has none: expected words or examples")
         if problems:
@@ -335,9 +391,13 @@ class PrefixEntry(_Section):
 
 
 class Params(_Section):
-    """The whole of params.yaml, with `defaults` merged into every prefix."""
+    """The whole of params.yaml, with `defaults` merged into every prefix.
+
+    `keys` are the public keys (`prefixline keys show`) of people and roles, by name.
+    """
 
     base_models: dict[Name, BaseModelParams]
+    keys: dict[KeyName, Sha256] = {}
     prefixes: dict[Name, PrefixEntry]
 
     def prefix(self, name: str) -> PrefixEntry:
@@ -373,15 +433,21 @@ def parse_params(raw: Any, *, where: str = "params.yaml") -> Params:
             [f"got {got}; expected a mapping with base_models and prefixes"], heading=f"{where}:"
         )
     problems = [
-        f"{key}: unknown key; expected one of base_models, defaults, prefixes"
-        for key in raw.keys() - {"base_models", "defaults", "prefixes"}
+        f"{key}: unknown key; expected one of base_models, defaults, keys, prefixes"
+        for key in raw.keys() - {"base_models", "defaults", "keys", "prefixes"}
     ]
     defaults = _section(raw, "defaults")
     prefixes = _section(raw, "prefixes")
     base_models = _section(raw, "base_models")
+    keys = _section(raw, "keys")
     misshapen = [
         f"{key}: got {type(value).__name__}; expected a mapping"
-        for key, value in {"defaults": defaults, "prefixes": prefixes, "base_models": base_models}.items()
+        for key, value in {
+            "defaults": defaults,
+            "prefixes": prefixes,
+            "base_models": base_models,
+            "keys": keys,
+        }.items()
         if not isinstance(value, dict)
     ]
     if misshapen:
@@ -394,7 +460,7 @@ def parse_params(raw: Any, *, where: str = "params.yaml") -> Params:
     }
     params = None
     try:
-        params = Params.model_validate({"base_models": base_models, "prefixes": merged})
+        params = Params.model_validate({"base_models": base_models, "keys": keys, "prefixes": merged})
     except ValidationError as error:
         problems += _explain(error, prefixes)
     for name, entry in prefixes.items():
@@ -408,9 +474,35 @@ def parse_params(raw: Any, *, where: str = "params.yaml") -> Params:
             problems.append(
                 f"prefixes.{name}.data.path: is only under defaults; write it here, where dvc.yaml reads it"
             )
+    problems += _key_problems(keys, merged, prefixes)
     if problems or params is None:
         raise ParamsError(sorted(set(problems)), heading=f"{where} is not valid:")
     return params
+
+
+def _key_problems(
+    keys: Mapping[Any, Any], merged: Mapping[str, Any], prefixes: Mapping[str, Any]
+) -> list[str]:
+    """Keys that several names share, and names in the rules that have no key."""
+    problems = []
+    named: dict[Any, Any] = {}
+    for name, key in keys.items():
+        if isinstance(key, str) and named.setdefault(key, name) != name:
+            problems.append(f"keys.{name}: is the key of {named[key]} too; expected one for each")
+    available = ", ".join(sorted(map(str, keys))) or "none"
+    for prefix, entry in merged.items():
+        for stage in ("staging", "production"):
+            for role in ("signed_by", "approvers"):
+                names: Any = entry
+                for part in ("promotion", stage, role):
+                    names = names.get(part) if isinstance(names, dict) else None
+                where = ".".join(_written_at(("prefixes", str(prefix), "promotion", stage, role), prefixes))
+                problems += [
+                    f"{where}: {name!r} is not under keys; available: {available}"
+                    for name in (names if isinstance(names, list) else ())
+                    if isinstance(name, str) and name not in keys
+                ]
+    return problems
 
 
 def _holds(section: Mapping[str, Any], key: str, inner: str) -> bool:
@@ -476,9 +568,12 @@ def _explain(error: ValidationError, prefixes: Mapping[str, Any]) -> list[str]:
             where = _written_at(where, prefixes)
         path = ".".join(where)
         if where[-1] == "[key]":
-            problems.append(
-                f"{'.'.join(where[:-1])}: is not a name; expected up to 63 lower-case letters, digits, - and _, a letter first"
+            letters = (
+                "letters, digits, and - _ . @, a letter or digit first"
+                if where[0] == "keys"
+                else "lower-case letters, digits, - and _, a letter first"
             )
+            problems.append(f"{'.'.join(where[:-1])}: is not a name; expected up to 63 {letters}")
             continue
         message = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":

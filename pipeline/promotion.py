@@ -1,35 +1,52 @@
 """Moving a version from stage to stage: check, claim the next epoch of the ledger, put the aliases where it says.
 
 candidate → staging → production. What production held goes to archived, and `rollback` brings it back. Whoever is
-second gets a ConflictError, and decides again: nothing is tried again on anybody's behalf.
+second gets a ConflictError, and decides again: nothing is tried again on anybody's behalf. An event that moves nothing
+(an approval, say) is no reason to decide again; after one the next epoch is claimed.
+
+What a promotion needs beyond that is in the rules of its stage. Where they ask for approvals, a promotion first becomes a
+request in the ledger (`pipeline.ledger.approvals`), and promoting again when it is approved carries it out.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
 
-from pipeline.errors import ConflictError, RegistryError, UnreachableError
+from pipeline.errors import ConflictError, RefusedError, RegistryError, UnreachableError
+from pipeline.keys import SigningKey
 from pipeline.ledger import log
+from pipeline.ledger.approvals import check_reason, closed
 from pipeline.ledger.events import (
     REASON_LIMIT,
+    Approved,
     Archived,
+    E,
     Event,
     Promoted,
+    Refused,
     Registered,
+    Requested,
     RolledBack,
     Stage,
-    text_problem,
 )
-from pipeline.ledger.fold import State, following
+from pipeline.ledger.fold import Request, State, following
 from pipeline.ledger.projection import OutOfStep, project
 from pipeline.ledger.registration import check_entered, enter
+from pipeline.ledger.rules import RULED, Ruled, Rules, counting, standing, unauthorised
 from pipeline.register import versions
 from pipeline.register.versions import VerifiedVersion
 from pipeline.tracking.connection import Registry
 
 NONE = "none"
 """As an expectation: no version stands there."""
+
+UNRULED: Mapping[Ruled, Rules] = dict.fromkeys(RULED, Rules())
+"""Nothing is asked for but a passing verdict and a lineage record that verifies."""
+
+Trial = Callable[[VerifiedVersion], None]
+"""Puts a version to the test; raises RefusedError where it fails."""
 
 
 @dataclass(frozen=True)
@@ -46,29 +63,129 @@ class Moved:
     repaired: tuple[OutOfStep, ...]
 
 
+@dataclass(frozen=True)
+class Waiting:
+    """A promotion that is not approved yet.
+
+    Attributes:
+        approvals: those that count.
+        rules: of the stage, which say how many are needed and of whom.
+    """
+
+    request: Request
+    approvals: tuple[Approved, ...]
+    rules: Rules
+    repaired: tuple[OutOfStep, ...]
+
+    @property
+    def missing(self) -> int:
+        """How many approvals are still needed."""
+        return self.rules.approvals - len(self.approvals)
+
+
+@dataclass(frozen=True)
+class _Mover:
+    """Who moves what, and why: the same for every event of one command."""
+
+    registry: Registry
+    entered: Registered
+    stage: Stage
+    actor: str
+    reason: str
+    key: SigningKey | None
+
+    def event(self, state: State, kind: type[E], *, request: str | None = None, reason: str = "") -> E:
+        """The event that would follow `state`."""
+        return following(
+            state,
+            kind,
+            prefix=self.entered.prefix,
+            version=self.entered.version,
+            stage=self.stage,
+            actor=self.actor,
+            reason=reason or self.reason,
+            lineage_digest=self.entered.lineage_digest,
+            verdict_digest=self.entered.verdict_digest,
+            request=request,
+            key=self.key,
+        )
+
+    def append(self, state: State, make: Callable[[State], E | None]) -> E | None:
+        """Claim the next epoch for what `make` makes, as long as no version has moved since `state`.
+
+        Returns:
+            The event; None where `make` makes none, since it is not needed any more.
+
+        Raises:
+            ConflictError: a version has moved.
+        """
+        before = state
+        while (event := make(state)) is not None:
+            if log.claim(self.registry, event) == event:
+                return event
+            state = self.unmoved(before)
+        return None
+
+    def unmoved(self, before: State) -> State:
+        """The state now, if no version has moved since `before`.
+
+        Raises:
+            ConflictError: one has. That is kept in the ledger, as a refusal after it.
+        """
+        reading = log.read(self.registry, self.entered.prefix)
+        first = next((each for each in reading.events[before.epoch :] if each.moves), None)
+        if first is None:
+            return reading.state
+        said = f"{first.actor} was first: {first.sentence} at epoch {first.epoch}, {first.time}"
+        with suppress(RegistryError, UnreachableError):  # the conflict is what to report
+            self.refuse(said)
+        raise ConflictError(
+            f"{reading.name}: {said}. {_now(reading.state, self.stage)} Nothing was changed by you; look, and decide again."
+        )
+
+    def refuse(self, reason: str, request: str | None = None) -> None:
+        """Keep in the ledger that this did not happen."""
+        name = self.entered.prefix
+        while True:
+            state = log.read(self.registry, name).state
+            named = request if request in state.requests else None
+            event = self.event(state, Refused, request=named, reason=reason[:REASON_LIMIT])
+            if log.claim(self.registry, event) == event:
+                return
+
+
 def promote(
     registry: Registry,
     name: str,
     version: str,
     *,
-    to: Literal["staging", "production"],
+    to: Ruled,
     reason: str,
     actor: str,
+    key: SigningKey | None = None,
     expect: str | None = None,
-) -> Moved:
+    rules: Mapping[Ruled, Rules] = UNRULED,
+    trial: Trial | None = None,
+) -> Moved | Waiting:
     """Move a version up: to staging from anywhere but production, to production from staging.
 
+    Where the rules need approvals, it is asked for instead, once; the same again when it is approved moves it.
+
     Args:
+        key: what signs; None for an event that nobody signs.
         expect: the version that must stand in `to` now, or `none`; None leaves that open.
+        rules: of each stage.
+        trial: what the version is put to first. That it failed is kept in the ledger.
 
     Raises:
         ConflictError: somebody else was first, or something else than `expect` stands there.
+        RefusedError: a rule is not met.
         RegistryError: there is no such version, it was not registered by prefixline, its verdict did not pass, or
             the transition is not allowed.
         IntegrityError: the version's lineage record, or the ledger, is not what was written.
         UnreachableError: MLflow does not answer.
     """
-    _check_reason(reason)
+    check_reason(reason)
     verified = _verified(registry, name, version)
     reading, repaired = project(registry, name)
     state = reading.state
@@ -79,37 +196,77 @@ def promote(
     entered = state.registered[number]
     check_entered(entered, **_digests(verified))
     _check_expected(state, name, to, expect)
-    stands = state.stage_of(number)
-    if (to == "production" and stands != "staging") or (
-        to == "staging" and stands in ("staging", "production")
-    ):
-        raise RegistryError(
-            f"{name} version {number} stands in {stands or 'no stage'} and cannot go to {to}; allowed: to staging from "
-            "candidate, archived or no stage, to production from staging"
-            + (
-                "; `prefixline rollback` brings back what production held before"
-                if stands == "archived"
-                else ""
+    _check_transition(state, name, number, to)
+    _check_key(name, to, rules[to], key)
+    if to == "production":
+        for wrong in (each for each in standing(state, rules) if each.event.stage == "staging"):
+            raise RefusedError(
+                f"{name}: {wrong}. Archive it, and promote it to staging again by the rules of staging"
             )
-        )
-    return _append(registry, _moving(state, Promoted, entered, to, actor, reason), repaired)
+    mover = _Mover(registry, entered, to, actor, reason, key)
+    request = state.request_for(number, to)
+    if trial is not None:
+        try:
+            trial(verified)
+        except RefusedError as error:
+            mover.refuse(str(error), None if request is None else request.asked.id)
+            raise
+        state = mover.unmoved(state)
+    request = state.request_for(number, to)
+    if rules[to].approvals:
+        request = _asked(mover, rules[to], state)
+        state = mover.unmoved(state)
+    if request is not None and len(approvals := counting(request, rules[to])) < rules[to].approvals:
+        return Waiting(request, approvals, rules[to], repaired)
+
+    def carrying_out(now: State) -> Promoted:
+        if request is not None and request.asked.id not in now.requests:
+            raise closed(log.read(registry, name), request)
+        return mover.event(now, Promoted, request=None if request is None else request.asked.id)
+
+    return _moved(registry, mover.append(state, carrying_out), repaired)
 
 
-def rollback(registry: Registry, name: str, *, reason: str, actor: str, expect: str | None = None) -> Moved:
+def stands(
+    registry: Registry, name: str, version: str, to: Ruled, rules: Mapping[Ruled, Rules]
+) -> Moved | None:
+    """The promotion or rollback by which the version stands in `to` already, by today's rules; None if it does not."""
+    reading, repaired = project(registry, name)
+    state = reading.state
+    if state.stages.get(to) != version:
+        return None
+    event = state.moved[to]
+    if unauthorised(event, state.carried_out.get(event.id), rules[to]) is not None:
+        return None
+    return Moved(event, state, repaired)
+
+
+def rollback(
+    registry: Registry,
+    name: str,
+    *,
+    reason: str,
+    actor: str,
+    key: SigningKey | None = None,
+    expect: str | None = None,
+    rules: Mapping[Ruled, Rules] = UNRULED,
+) -> Moved:
     """Bring back to production what it held before, by the ledger; what it holds goes to archived.
 
-    A version that was archived by `archive` is passed over.
+    A version that was archived by `archive` is passed over. It takes a signature where production's rules ask for one,
+    and no approvals: it is what one does first when production is broken.
 
     Args:
         expect: the version that must stand in production now, or `none`; None leaves that open.
 
     Raises:
-        ConflictError, RegistryError, IntegrityError, UnreachableError: as `promote`.
+        ConflictError, RefusedError, RegistryError, IntegrityError, UnreachableError: as `promote`.
     """
-    _check_reason(reason)
+    check_reason(reason)
     reading, repaired = project(registry, name)
     state = reading.state
     _check_expected(state, name, "production", expect)
+    _check_key(name, "production", rules["production"], key)
     if not state.held_before:
         raise RegistryError(
             f"{name}: production held nothing before {state.stages.get('production', 'now')} that it could go back to; "
@@ -117,16 +274,19 @@ def rollback(registry: Registry, name: str, *, reason: str, actor: str, expect: 
         )
     entered = state.registered[state.held_before[-1]]
     check_entered(entered, **_digests(_verified(registry, name, entered.version)))
-    return _append(registry, _moving(state, RolledBack, entered, "production", actor, reason), repaired)
+    mover = _Mover(registry, entered, "production", actor, reason, key)
+    return _moved(registry, mover.append(state, lambda now: mover.event(now, RolledBack)), repaired)
 
 
-def archive(registry: Registry, name: str, version: str, *, reason: str, actor: str) -> Moved:
+def archive(
+    registry: Registry, name: str, version: str, *, reason: str, actor: str, key: SigningKey | None = None
+) -> Moved:
     """Put a version away, from whichever stage it stands in. It need not verify: what is broken can be put away.
 
     Raises:
         ConflictError, RegistryError, IntegrityError, UnreachableError: as `promote`.
     """
-    _check_reason(reason)
+    check_reason(reason)
     reading, repaired = project(registry, name)
     state = reading.state
     if (entered := state.registered.get(version)) is None:
@@ -135,12 +295,36 @@ def archive(registry: Registry, name: str, version: str, *, reason: str, actor: 
         )
     if state.stage_of(version) == "archived":
         raise RegistryError(f"{name} version {version} is archived already; nothing has changed")
-    return _append(registry, _moving(state, Archived, entered, "archived", actor, reason), repaired)
+    mover = _Mover(registry, entered, "archived", actor, reason, key)
+    return _moved(registry, mover.append(state, lambda now: mover.event(now, Archived)), repaired)
 
 
-def _check_reason(reason: str) -> None:
-    if (problem := text_problem(reason, REASON_LIMIT)) is not None:
-        raise RegistryError(f"reason: {problem}")
+def _asked(mover: _Mover, rules: Rules, state: State) -> Request:
+    """The open request for this version and stage, which is made where there is none.
+
+    One that was asked for with a key that the rules do not name is closed first: nobody's approval would count for it.
+    """
+    version, stage, name = mover.entered.version, mover.stage, mover.entered.prefix
+    found = state.request_for(version, stage)
+    if found is not None and found.asked.key not in rules.signers:
+        mover.refuse(f"was not asked for by any of {', '.join(rules.signers.values())}", found.asked.id)
+        state = mover.unmoved(state)
+
+    def asking(now: State) -> Requested | None:
+        return mover.event(now, Requested) if now.request_for(version, stage) is None else None
+
+    event = mover.append(state, asking)
+    reading = log.read(mover.registry, name)
+    found = reading.state.request_for(version, stage)
+    if found is None:
+        raise (
+            closed(reading, Request(event))
+            if event is not None
+            else ConflictError(
+                f"{name}: somebody else's request for version {version} in {stage} was closed just now; look, and decide again"
+            )
+        )
+    return found
 
 
 def _verified(registry: Registry, name: str, version: str) -> VerifiedVersion:
@@ -171,32 +355,36 @@ def _check_expected(state: State, name: str, stage: Stage, expect: str | None) -
         )
 
 
-def _moving(
-    state: State, kind: type[Event], entered: Registered, stage: Stage, actor: str, reason: str
-) -> Event:
-    """The event by which a version that was entered moves to `stage`."""
-    return following(
-        state,
-        kind,
-        prefix=entered.prefix,
-        version=entered.version,
-        stage=stage,
-        actor=actor,
-        reason=reason,
-        lineage_digest=entered.lineage_digest,
-        verdict_digest=entered.verdict_digest,
-    )
-
-
-def _append(registry: Registry, event: Event, repaired: tuple[OutOfStep, ...]) -> Moved:
-    name = event.prefix
-    holder = log.claim(registry, event)
-    if holder != event:
-        state = log.read(registry, name).state
-        raise ConflictError(
-            f"{name}: {holder.actor} was first: {holder.sentence} at epoch {holder.epoch}, {holder.time}. "
-            f"{_now(state, event.stage)} Nothing was changed by you; look, and decide again."
+def _check_transition(state: State, name: str, number: str, to: Ruled) -> None:
+    stands = state.stage_of(number)
+    if (to == "production" and stands != "staging") or (
+        to == "staging" and stands in ("staging", "production")
+    ):
+        raise RegistryError(
+            f"{name} version {number} stands in {stands or 'no stage'} and cannot go to {to}; allowed: to staging from "
+            "candidate, archived or no stage, to production from staging"
+            + (
+                "; `prefixline rollback` brings back what production held before"
+                if stands == "archived"
+                else ""
+            )
         )
+
+
+def _check_key(name: str, stage: Ruled, rules: Rules, key: SigningKey | None) -> None:
+    """Refuse a key that the rules do not name, before anything is done."""
+    if rules.signers and (key is None or key.public not in rules.signers):
+        raise RefusedError(
+            f"{name}: {stage} takes a signature of {', '.join(rules.signers.values())}; "
+            + ("there is no key to sign with" if key is None else f"the key {key.public} is none of theirs")
+            + ". Name the file of one with --key or PREFIXLINE_KEY"
+        )
+
+
+def _moved(registry: Registry, event: Event | None, repaired: tuple[OutOfStep, ...]) -> Moved:
+    """Put the aliases where the ledger says after `event`."""
+    assert event is not None
+    name = event.prefix
     try:
         reading, _ = project(registry, name)
     except (RegistryError, UnreachableError) as error:

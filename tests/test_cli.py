@@ -53,6 +53,10 @@ def test_every_command_has_help():
             " status",
             " lineage",
             " promote",
+            " approve",
+            " keys",
+            " keys new",
+            " keys show",
             " rollback",
             " archive",
             " history",
@@ -78,7 +82,7 @@ def test_every_option_has_help():
 
 def test_every_reporting_command_can_print_json():
     reporting = set(
-        "init retrain status lineage promote rollback archive history impact verify data compare".split()
+        "init retrain status lineage promote approve rollback archive history impact verify data compare".split()
     )
     have = {
         name

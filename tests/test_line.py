@@ -22,9 +22,13 @@ from pipeline.audit.impact import Kind, impact
 from pipeline.audit.verification import verify
 from pipeline.data.splits import row_id
 from pipeline.environment import quiet_environment
+from pipeline.errors import RefusedError, WorkspaceError
 from pipeline.register import registry, versions
 from pipeline.register.registry import Registry
 from pipeline.server_state import ProcessId, ServerRecord, ServersRecord, read_state
+from pipeline.trial.fresh_evaluation import fresh_evaluation
+from pipeline.trial.smoke_test import smoke_test
+from pipeline.versioning.workspace import find_workspace
 from tests import mlflow_world
 from tests.line import PREFIXLINE, Line, make_line, rows
 
@@ -137,6 +141,65 @@ def test_the_registered_model_predicts_what_the_evaluation_recorded(
     assert list(predictions["label"]) == [labels[row["prediction"]] for row in scored]
     confidences = predictions[[f"probability.{label}" for label in labels]].max(axis=1)
     assert list(confidences) == pytest.approx([row["confidence"] for row in scored], abs=1e-4)
+
+
+def test_the_smoke_test_takes_a_version_that_predicts_what_was_recorded_and_no_other(
+    line: Line, first: dict[str, Any]
+):
+    verified, workspace = versions.lookup(connection(line), "words", "1"), find_workspace(line.root)
+    before = dict(os.environ)
+    smoke_test(workspace, connection(line), verified)
+    assert dict(os.environ) == before
+
+    def other(**changes: Any) -> versions.VerifiedVersion:
+        return replace(verified, record=replace(verified.record, **changes))
+
+    labels = verified.record.dataset["labels"][::-1]
+    with pytest.raises(
+        RefusedError, match=r"words version 1: the smoke test failed: it predicts otherwise .* test rows"
+    ):
+        smoke_test(workspace, connection(line), other(dataset={**verified.record.dataset, "labels": labels}))
+    with pytest.raises(
+        WorkspaceError, match=r"the smoke test needs its recorded evaluation, of experiment 0{40}"
+    ):
+        smoke_test(workspace, connection(line), other(experiment={"commit": "0" * 40, "name": "x"}))
+    uri = connection(line).client.get_model_version_download_uri("words", "1")
+    weights = Path(uri.removeprefix("file://")) / versions.ADAPTER_PATH / "adapter_model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    try:
+        with pytest.raises(RefusedError, match="the smoke test could not load it"):
+            smoke_test(workspace, connection(line), verified)
+    finally:
+        weights.write_bytes(content)
+
+
+def test_the_fresh_evaluation_holds_a_version_to_the_floors_on_the_data_as_it_is_now(
+    line: Line, first: dict[str, Any]
+):
+    verified, workspace = versions.lookup(connection(line), "words", "1"), find_workspace(line.root)
+    entry = workspace.params().prefix("words")
+
+    def fresh(floor: float = 0.6, version: versions.VerifiedVersion = verified) -> None:
+        gate = entry.gate.model_copy(update={"floors": {"accuracy": floor}})
+        fresh_evaluation(workspace, connection(line), version, entry.model_copy(update={"gate": gate}))
+
+    fresh()
+    with pytest.raises(
+        RefusedError, match=rf"on dataset version {first['dataset']['md5']} failed: accuracy is "
+    ):
+        fresh(floor=1.0)
+    labels = {**verified.record.dataset, "labels": ["animal", "plant"]}
+    with pytest.raises(RefusedError, match=r"cannot be put to it: [\s\S]*colour"):
+        fresh(version=replace(verified, record=replace(verified.record, dataset=labels)))
+    line.write_rows(rows(300))
+    try:
+        with pytest.raises(
+            WorkspaceError, match=r"words\.jsonl was changed since the last one: prefixline retrain words"
+        ):
+            fresh()
+    finally:
+        line.write_rows(rows(400))
 
 
 def test_the_report_lies_in_the_workspace_and_is_listed(line: Line, first: dict[str, Any]):

@@ -65,7 +65,7 @@ def test_the_objects_cannot_be_changed():
         ),
         ("prefixes.questions.training.lr", 1, "prefixes.questions.training.lr: unknown key"),
         ("defaults.training.lr", 1, "defaults.training.lr: unknown key"),
-        ("prefixs", {}, "prefixs: unknown key; expected one of base_models, defaults, prefixes"),
+        ("prefixs", {}, "prefixs: unknown key; expected one of base_models, defaults, keys, prefixes"),
         (
             "prefixes.questions.training.epochs",
             0,
@@ -282,3 +282,73 @@ def test_a_number_in_exponent_form_is_a_number(tmp_path: Path):
         "prefixes: {p: {base_model: b, task: generation, data: {path: d.jsonl}}}\n"
     )
     assert load_params(path).prefix("p").training.learning_rate == 0.001
+
+
+KEYS = {"alice": "1" * 64, "bob": "2" * 64}
+
+
+def with_rules(**rules: Any) -> dict[str, Any]:
+    return {**changed("prefixes.questions.promotion.production", rules), "keys": KEYS}
+
+
+def test_rules_name_people_by_their_keys_and_defaults_hold_for_every_prefix():
+    raw = with_rules(approvals=1, approvers=["bob"])
+    raw["defaults"]["promotion"] = {
+        "production": {"signed_by": ["alice", "bob"]},
+        "staging": {"smoke_test": True},
+    }
+    promotion = parse_params(raw).prefix("questions").promotion
+    assert (promotion.production.signed_by, promotion.production.approvers) == (("alice", "bob"), ("bob",))
+    assert (promotion.staging.smoke_test, promotion.production.smoke_test) == (True, False)
+    nothing = parse_params(GOOD).prefix("questions").promotion.production
+    assert (nothing.signed_by, nothing.approvals, nothing.fresh_evaluation) == ((), 0, False)
+
+
+@pytest.mark.parametrize(
+    ("rules", "said"),
+    [
+        ({"signed_by": ["carol"]}, "signed_by: 'carol' is not under keys; available: alice, bob"),
+        ({"approvers": ["dave"]}, "approvers: 'dave' is not under keys; available: alice, bob"),
+        ({"signed_by": ["alice", "alice"]}, "signed_by: got ['alice', 'alice']; expected each once"),
+        ({"signed_by": [["alice"]]}, "signed_by.0: got ['alice']; input should be a valid string"),
+        (
+            {"signed_by": ["alice"], "approvals": 2, "approvers": ["bob"]},
+            "approvals: got 2; expected at most 1, the approvers",
+        ),
+        ({"approvals": 1, "approvers": ["bob"]}, "signed_by: is empty; approvals need it"),
+        (
+            {"signed_by": ["bob"], "approvals": 1, "approvers": ["bob"]},
+            "approvals: got 1; nobody in signed_by has as many approvers besides himself",
+        ),
+        ({"approvals": -1}, "approvals: got -1; input should be"),
+    ],
+)
+def test_rules_that_nobody_could_meet_are_named(rules: dict[str, Any], said: str):
+    where = f"prefixes.questions.promotion.production.{said}"
+    found = problems(with_rules(**rules))
+    assert any(line.startswith(where) for line in found), found
+
+
+def test_a_fresh_evaluation_needs_floors_to_reach():
+    raw = with_rules(fresh_evaluation=True)
+    del raw["defaults"]["gate"]
+    assert problems(raw) == (
+        "prefixes.questions.promotion.production.fresh_evaluation: has nothing to reach; expected gate.floors",
+    )
+
+
+def test_names_and_keys_are_checked_and_each_key_has_one_name():
+    raw = {**GOOD, "keys": {"alice": "1" * 64, "al": "1" * 64, "no name": "2" * 64, "bob": "short"}}
+    assert problems(raw) == (
+        "keys.al: is the key of alice too; expected one for each",
+        "keys.bob: got 'short'; string should match pattern '^[0-9a-f]{64}$'",
+        "keys.no name: is not a name; expected up to 63 letters, digits, and - _ . @, a letter or digit first",
+    )
+    assert problems({**GOOD, "keys": ["alice"]}) == ("keys: got list; expected a mapping",)
+
+
+def test_a_wrong_name_in_the_defaults_is_named_there():
+    raw = changed("defaults.promotion.staging.signed_by", ["carol"])
+    assert problems(raw) == (
+        "defaults.promotion.staging.signed_by: 'carol' is not under keys; available: none",
+    )

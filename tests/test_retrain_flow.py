@@ -16,7 +16,7 @@ from pathlib import Path
 from pipeline import private_prefect
 wait = private_prefect.enter(Path(sys.argv[1]))
 from prefect import flow, task
-from flows import retrain
+from flows import retrain, tries as tried
 from pipeline import errors
 
 tries = {}
@@ -26,7 +26,7 @@ def failing(error):
         tries[type(error).__name__] = tries.get(type(error).__name__, 0) + 1
         raise error
     # With the options of every step of the retraining, but without its waits.
-    return task(**{**retrain._RETRIED, "retry_delay_seconds": [0, 0, 0]})(body)
+    return task(**{**tried.RETRIED, "retry_delay_seconds": [0, 0, 0]})(body)
 
 @flow
 def all_of_them():
@@ -40,7 +40,7 @@ def all_of_them():
 wait()
 all_of_them()
 steps = {name: getattr(retrain, name) for name in ("snapshot", "experiment", "gate", "register", "report")}
-print(json.dumps([tries, {name: [step.retries, step.retry_condition_fn is retrain._may_pass] for name, step in steps.items()}]))
+print(json.dumps([tries, {name: [step.retries, step.retry_condition_fn is tried.may_pass] for name, step in steps.items()}]))
 """
 
 

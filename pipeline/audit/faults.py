@@ -19,6 +19,8 @@ class Kind(StrEnum):
     """It could not be looked at."""
     OUT_OF_STEP = "out of step"
     """Two records that are whole contradict each other."""
+    UNAUTHORISED = "unauthorised"
+    """It stands in a stage by an event that the rules, as they are now, do not allow."""
 
 
 class Link(StrEnum):

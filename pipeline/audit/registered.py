@@ -21,6 +21,7 @@ from pipeline.ledger import log
 from pipeline.ledger.fold import State
 from pipeline.ledger.projection import OutOfStep, out_of_step
 from pipeline.ledger.registration import differences
+from pipeline.ledger.rules import Ruled, Rules, standing
 from pipeline.register import versions
 from pipeline.register.lineage import LineageRecord
 from pipeline.register.origin import MADE_FROM, Origin
@@ -65,11 +66,15 @@ class RegisteredName:
 
     Attributes:
         versions: all of them, oldest first.
+
+    Args:
+        rules: of each stage, by which what stands there is judged.
     """
 
-    def __init__(self, registry: Registry, name: str) -> None:
+    def __init__(self, registry: Registry, name: str, rules: Mapping[Ruled, Rules]) -> None:
         self.name = name
         self._registry = registry
+        self._rules = rules
         self._ledger_problems: tuple[str, ...] = ()
         self._out_of_step: tuple[OutOfStep, ...] = ()
         self._state = State()
@@ -151,6 +156,9 @@ class RegisteredName:
             if version.version in (each.ledger, each.alias):
                 expected, actual = each.ledger or "none", each.alias or "none"
                 found.add(Link.ALIAS, Kind.OUT_OF_STEP, f"@{each.stage}", expected, actual)
+        for wrong in (w for w in standing(self._state, self._rules) if w.event.version == version.version):
+            where = f"epoch {wrong.event.epoch}: {wrong.event.sentence}"
+            found.add(Link.LEDGER, Kind.UNAUTHORISED, where, wrong.expected, wrong.actual)
         if found.by_hand or version.duplicate_of is not None:
             return
         entered = self._state.registered.get(version.version)

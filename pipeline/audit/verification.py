@@ -20,6 +20,8 @@ from pipeline.audit.registered import RegisteredName
 from pipeline.audit.sources import Sources
 from pipeline.data.row_progress import Progress
 from pipeline.errors import RegistryError
+from pipeline.ledger.rules import rules_of
+from pipeline.params import Params
 from pipeline.register import registry
 from pipeline.register.lineage import LineageRecord
 from pipeline.register.registry import Registry
@@ -45,12 +47,13 @@ def verify(root: Path, reference: str | None = None) -> Verification:
         RegistryError: there is no such name, version or stage; or MLflow refused.
         UnreachableError: MLflow does not answer.
         WorkspaceError: `root` is in no workspace.
+        ParamsError: params.yaml, which has the rules of the stages, is wrong.
     """
     started = time.monotonic()
     workspace = find_workspace(root)
     where = server_access.endpoints(workspace.root)
     connection = registry.connect(where.mlflow_uri, artifact_root=where.artifact_root)
-    names = _Names(connection)
+    names = _Names(connection, workspace.params())
     chosen, gone = _choose(names, reference)
     with (
         Hashes() as hashes,
@@ -70,13 +73,14 @@ def verify(root: Path, reference: str | None = None) -> Verification:
 class _Names:
     """The registered names, each read when it is first asked for."""
 
-    def __init__(self, connection: Registry) -> None:
+    def __init__(self, connection: Registry, params: Params) -> None:
         self._connection = connection
+        self._params = params
         self._read: dict[str, RegisteredName] = {}
 
     def __getitem__(self, name: str) -> RegisteredName:
         if name not in self._read:
-            self._read[name] = RegisteredName(self._connection, name)
+            self._read[name] = RegisteredName(self._connection, name, rules_of(self._params, name))
         return self._read[name]
 
     @cached_property

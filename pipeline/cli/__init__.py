@@ -1,7 +1,7 @@
 """The `prefixline` command.
 
-Exit codes: 0 done (registered or unchanged), 1 error, 2 usage, 3 rejected by the gate, 4 somebody else moved a stage
-first, 5 verified and found wrong, 130 stopped by Ctrl-C.
+Exit codes: 0 done (registered or unchanged), 1 error, 2 usage, 3 rejected by the gate, or refused by a rule or
+an approver, 4 somebody else moved a stage first, 5 verified and found wrong, 6 waiting for approval, 130 stopped by Ctrl-C.
 What a program reads goes to stdout, what a person watches to stderr. Every command imports what it needs when
 it runs, so that `--help` answers at once.
 """
@@ -16,20 +16,24 @@ from typing import Any
 
 import click
 
-from pipeline.cli import audit, stages, training, workspace
-from pipeline.cli.common import EXIT_CONFLICT, EXIT_ERROR, EXIT_INTERRUPTED
-from pipeline.errors import ConflictError, PrefixlineError, disk_fault
+from pipeline.cli import audit, keys, stages, training, workspace
+from pipeline.cli.common import EXIT_CONFLICT, EXIT_ERROR, EXIT_INTERRUPTED, EXIT_REJECTED
+from pipeline.errors import ConflictError, PrefixlineError, RefusedError, disk_fault
+from pipeline.show.printable import printable
+
+_EXITS: dict[type[PrefixlineError], int] = {ConflictError: EXIT_CONFLICT, RefusedError: EXIT_REJECTED}
+"""Of errors that have an exit code of their own."""
 
 
 class _Commands(click.Group):
-    """Turns our own errors and the disk's into a message on stderr and exit code 1 or 4; others are our bugs."""
+    """Turns our own errors and the disk's into a message on stderr and an exit code; others are our bugs."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except PrefixlineError as error:
-            click.echo(f"error: {error}", err=True)
-            ctx.exit(EXIT_CONFLICT if isinstance(error, ConflictError) else EXIT_ERROR)
+            click.echo(f"error: {printable(str(error))}", err=True)
+            ctx.exit(_EXITS.get(type(error), EXIT_ERROR))
         except OSError as error:
             if (message := disk_fault(error)) is None:
                 raise
@@ -67,5 +71,5 @@ def main(ctx: click.Context, workspace: Path) -> None:
     ctx.obj = workspace
 
 
-for command in (*workspace.COMMANDS, *training.COMMANDS, *stages.COMMANDS, *audit.COMMANDS):
+for command in (*workspace.COMMANDS, *training.COMMANDS, *stages.COMMANDS, *audit.COMMANDS, *keys.COMMANDS):
     main.add_command(command)

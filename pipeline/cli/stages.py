@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.cli.common import as_json, print_json
+from pipeline.cli.common import EXIT_WAITING, as_json, enter_prefect, print_json, without_collector
+from pipeline.cli.keys import with_key
 
 if TYPE_CHECKING:
-    from pipeline.promotion import Moved
-    from pipeline.tracking.connection import Registry
+    from pipeline.promoting import Promotion
+    from pipeline.promotion import Moved, Waiting
 
 with_reason = click.option("--reason", required=True, metavar="TEXT", help="Why; kept in the ledger.")
 with_expectation = click.option(
@@ -21,19 +23,6 @@ with_expectation = click.option(
     metavar="VERSION|none",
     help="The version that must stand there now, `none` for none; exit code 4 if it is another.",
 )
-
-
-def ledger_of(workspace: Path, name: str) -> tuple[Registry, str]:
-    """The connection to MLflow, and who acts, for a prefix of the workspace."""
-    from pipeline import server_access
-    from pipeline.actor import actor
-    from pipeline.tracking.connection import connect
-    from pipeline.versioning.workspace import find_workspace
-
-    found = find_workspace(workspace)
-    found.params().prefix(name)
-    where = server_access.endpoints(found.root)
-    return connect(where.mlflow_uri, artifact_root=where.artifact_root), actor(found.root)
 
 
 def _print_moved(moved: Moved, json_output: bool) -> None:
@@ -53,6 +42,24 @@ def _print_moved(moved: Moved, json_output: bool) -> None:
         show_moved(moved.event, moved.state)
 
 
+def _print_waiting(waiting: Waiting, json_output: bool) -> None:
+    for each in waiting.repaired:
+        click.echo(f"put right first: {each}", err=True)
+    if json_output:
+        print_json(
+            {
+                **json.loads(waiting.request.asked.to_json()),
+                "approvals": [json.loads(approval.to_json()) for approval in waiting.approvals],
+                "missing": waiting.missing,
+                "approvers": sorted(waiting.rules.approvers.values()),
+            }
+        )
+    else:
+        from pipeline.show.terminal import show_waiting
+
+        show_waiting(waiting)
+
+
 @click.command()
 @click.argument("name")
 @click.argument("version")
@@ -62,55 +69,130 @@ def _print_moved(moved: Moved, json_output: bool) -> None:
 )  # fmt: skip
 @with_reason
 @with_expectation
+@with_key
+@click.option(
+    "--wait", type=click.FloatRange(min=0), metavar="SECONDS",
+    help="Run as a Prefect flow that waits this long for the approvals, and gives the request up then.",
+)  # fmt: skip
 @as_json
 @click.pass_obj
 def promote(
-    workspace: Path, name: str, version: str, to: Any, reason: str, expect: str | None, json_output: bool
+    workspace: Path,
+    name: str,
+    version: str,
+    to: Any,
+    reason: str,
+    expect: str | None,
+    key: Path | None,
+    wait: float | None,
+    json_output: bool,
 ) -> None:
     """Move VERSION of the prefix NAME up a stage. What production held goes to archived.
 
-    Its verdict must have passed and its lineage record must verify. Exit code 4: somebody else moved a stage first;
-    nothing was changed, and the message says what stands now.
+    Its verdict must have passed, its lineage record must verify, and what params.yaml asks for under `promotion` must be
+    met. Where that is approvals, they are asked for, and the same command moves the version once they are there. Exit
+    code 3: a rule or an approver said no; 4: somebody else moved a stage first, nothing was changed, and the message says
+    what stands now; 6: it waits for approval, and what is missing is said.
     """
-    from pipeline import promotion
+    from pipeline import promoting
+    from pipeline.promotion import Waiting
 
-    registry, actor = ledger_of(workspace, name)
-    moved = promotion.promote(registry, name, version, to=to, reason=reason, actor=actor, expect=expect)
-    _print_moved(moved, json_output)
+    wanted = promoting.Promotion(workspace, name, version, to, reason, expect, key)
+    done = promoting.promote(wanted) if wait is None else _run_flow(wanted, wait)
+    if isinstance(done, Waiting):
+        _print_waiting(done, json_output)
+        sys.exit(EXIT_WAITING)
+    _print_moved(done, json_output)
+
+
+def _run_flow(wanted: Promotion, seconds: float) -> Moved:
+    from pipeline.versioning.workspace import find_workspace
+
+    wait_for_prefect = enter_prefect(find_workspace(wanted.workspace).root)
+    with without_collector():
+        from flows.promote import promote_now
+    if wait_for_prefect is not None:
+        wait_for_prefect()
+    return promote_now(wanted, seconds)
+
+
+@click.command()
+@click.argument("name")
+@click.option("--request", metavar="ID", help="Which; not needed where only one is open.")
+@with_reason
+@click.option("--refuse", is_flag=True, help="Say no; whoever asked may do so too, and take it back.")
+@with_key
+@as_json
+@click.pass_obj
+def approve(
+    workspace: Path,
+    name: str,
+    request: str | None,
+    reason: str,
+    refuse: bool,
+    key: Path | None,
+    json_output: bool,
+) -> None:
+    """Agree to an open request to promote a version of the prefix NAME, by your signature. It moves nothing yet.
+
+    `prefixline history NAME` lists the open requests. Exit code 3: you are no approver, or it is your own request.
+    """
+    from pipeline import promoting
+
+    event = promoting.approve(workspace, name, request=request, reason=reason, key=key, refuse=refuse)
+    if json_output:
+        print_json({**json.loads(event.to_json()), "sha256": event.digest})
+    else:
+        from pipeline.show.terminal import show_answer
+
+        show_answer(event)
 
 
 @click.command()
 @click.argument("name")
 @with_reason
 @with_expectation
+@with_key
 @as_json
 @click.pass_obj
-def rollback(workspace: Path, name: str, reason: str, expect: str | None, json_output: bool) -> None:
+def rollback(
+    workspace: Path, name: str, reason: str, expect: str | None, key: Path | None, json_output: bool
+) -> None:
     """Bring back to production what it held before, by the ledger. What it holds goes to archived.
 
-    A version put away by `archive` is passed over. Exit code 4: somebody else moved a stage first.
+    A version put away by `archive` is passed over. It takes a signature where a promotion to production does, and never
+    approvals. Exit code 3: it lacks that signature; 4: somebody else moved a stage first.
     """
     from pipeline import promotion
+    from pipeline.promoting import acting
 
-    registry, actor = ledger_of(workspace, name)
-    _print_moved(promotion.rollback(registry, name, reason=reason, actor=actor, expect=expect), json_output)
+    by = acting(workspace, name, key)
+    moved = promotion.rollback(
+        by.registry, name, reason=reason, actor=by.actor, key=by.key, expect=expect, rules=by.rules
+    )
+    _print_moved(moved, json_output)
 
 
 @click.command()
 @click.argument("name")
 @click.argument("version")
 @with_reason
+@with_key
 @as_json
 @click.pass_obj
-def archive(workspace: Path, name: str, version: str, reason: str, json_output: bool) -> None:
+def archive(
+    workspace: Path, name: str, version: str, reason: str, key: Path | None, json_output: bool
+) -> None:
     """Put VERSION of the prefix NAME away, from whichever stage it stands in.
 
     Exit code 4: somebody else moved a stage first.
     """
     from pipeline import promotion
+    from pipeline.promoting import acting
 
-    registry, actor = ledger_of(workspace, name)
-    _print_moved(promotion.archive(registry, name, version, reason=reason, actor=actor), json_output)
+    by = acting(workspace, name, key)
+    moved = promotion.archive(by.registry, name, version, reason=reason, actor=by.actor, key=by.key)
+    _print_moved(moved, json_output)
 
 
 def _time(ctx: click.Context, option: click.Parameter, value: str | None) -> datetime | None:
@@ -146,9 +228,9 @@ def history(workspace: Path, name: str, at: datetime | None, repair: bool, json_
     if repair:
         from pipeline.ledger.events import STAGES
         from pipeline.ledger.projection import project
+        from pipeline.promoting import acting
 
-        registry, _ = ledger_of(workspace, name)
-        for each in project(registry, name, stages=STAGES)[1]:
+        for each in project(acting(workspace, name).registry, name, stages=STAGES)[1]:
             click.echo(f"put right: {each}", err=True)
     told = history_of(workspace, name, at=at)
     if json_output:
@@ -159,4 +241,4 @@ def history(workspace: Path, name: str, at: datetime | None, repair: bool, json_
         show_history(told)
 
 
-COMMANDS = (promote, rollback, archive, history)
+COMMANDS = (promote, approve, rollback, archive, history)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.cli.common import EXIT_REJECTED, as_json, print_json, without_collector
+from pipeline.cli.common import EXIT_REJECTED, as_json, enter_prefect, print_json, without_collector
 
 if TYPE_CHECKING:
     from pipeline.outcome import Outcome
@@ -42,15 +40,7 @@ def retrain(workspace: Path, name: str, json_output: bool) -> None:
 
 
 def _run_flow(root: Path, name: str) -> Outcome:
-    from pipeline import private_prefect
-
-    wait_for_prefect = private_prefect.enter(root)
-    # What goes wrong is said once, at the end, by us; Prefect would print its own tracebacks before.
-    os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
-    os.environ["PREFECT_INTERNAL_LOGGING_LEVEL"] = "CRITICAL"
-    logging.raiseExceptions = False
-    # Somebody waits for the answer: 2 s for each request to a server that has gone, instead of 62 s.
-    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "1")
+    wait_for_prefect = enter_prefect(root)
     with without_collector():
         from flows.retrain import retrain_now
     if wait_for_prefect is not None:

@@ -1,7 +1,11 @@
-"""What has happened to the versions of a prefix, as values: registered, promoted, rolled back, archived.
+"""What has happened to the versions of a prefix, as values: registered, promoted, rolled back, archived; and what was
+asked and said about a promotion: requested, approved, refused, timed out.
 
 Laws (tested): `from_json(event.to_json()) == event`; equal events have equal bytes; two events are equal only if
 they are one and the same, since each has an id of its own; any other bytes give another event or an IntegrityError.
+
+An event may be signed (Ed25519, `pipeline.keys`): over all of it but the signature, its prefix, epoch, `previous` and id
+among that, so that it holds at its own place alone. No event exists whose signature is not that of its key.
 """
 
 from __future__ import annotations
@@ -13,10 +17,13 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from pipeline.digest import canonical_json
 from pipeline.errors import IntegrityError
+
+if TYPE_CHECKING:
+    from pipeline.keys import SigningKey
 
 FORMAT_VERSION = 1
 """Of an event's JSON. A reader refuses what it does not know."""
@@ -31,7 +38,13 @@ NOTHING = "0" * 64
 REASON_LIMIT, ACTOR_LIMIT = 100_000, 500
 """Characters."""
 
+SIGNED_AS = "prefixline event v1"
+"""The context of an event's signature."""
+
 _DIGEST, _ID, _VERSION = re.compile("[0-9a-f]{64}"), re.compile("[0-9a-f]{32}"), re.compile("[1-9][0-9]*")
+_SIGNATURE = re.compile("[0-9a-f]{128}")
+
+E = TypeVar("E", bound="Event")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,16 +59,24 @@ class Event:
         actor: who.
         time: when, by the actor's clock, ISO 8601 in UTC with milliseconds. For people; the order is by epoch.
         reason: why, in the actor's words.
-        version: the version that moves.
-        stage: where it moves to.
+        version: the version that moves, or would.
+        stage: where it moves to, or would.
         expected: the version that stood there before; None if there was none.
         lineage_digest: SHA-256 of the version's lineage record.
         verdict_digest: SHA-256 of the gate's verdict in that record, as canonical JSON.
+        request: the id of the request that it answers or carries out; None where there is none.
+        key: the public key of whoever signed it, 64 hex characters; None where nobody did.
+        signature: over `signed_content`, 128 hex characters; None where nobody signed.
         format_version: of this event's JSON.
     """
 
     kind: ClassVar[str]
     stages: ClassVar[tuple[Stage, ...]]
+    moves: ClassVar[bool] = True
+    """Whether a version moves by it."""
+    of_request: ClassVar[Literal["never", "maybe", "always"]] = "never"
+    """Whether it names a request."""
+    must_be_signed: ClassVar[bool] = False
 
     prefix: str
     epoch: int
@@ -69,10 +90,13 @@ class Event:
     expected: str | None
     lineage_digest: str
     verdict_digest: str
+    request: str | None = None
+    key: str | None = None
+    signature: str | None = None
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        if problems := list(self._problems()):
+        if problems := list(self._problems()) or list(self._signature_problems()):
             raise IntegrityError(
                 problems, heading=f"Epoch {self.epoch} of {self.prefix!r} is not a whole event:"
             )
@@ -80,6 +104,11 @@ class Event:
     def to_json(self) -> bytes:
         """Canonical JSON: the bytes whose SHA-256 is `digest`."""
         return canonical_json({"event": self.kind, **{name: getattr(self, name) for name in _FIELDS}})
+
+    def signed_content(self) -> bytes:
+        """What is signed: its canonical JSON with `signature` null."""
+        values = {name: getattr(self, name) for name in _FIELDS}
+        return canonical_json({"event": self.kind, **values, "signature": None})
 
     @property
     def digest(self) -> str:
@@ -96,6 +125,10 @@ class Event:
             if self.expected
             else f"came back to {self.stage}",
             "archived": "was archived",
+            "requested": f"was requested for {self.stage}",
+            "approved": f"was approved for {self.stage}",
+            "refused": f"was refused for {self.stage}",
+            "timed out": f"was not approved for {self.stage} in time",
         }
         return f"version {self.version} {what[self.kind]}"
 
@@ -108,6 +141,12 @@ class Event:
             value = getattr(self, name)
             if not (isinstance(value, str) and pattern.fullmatch(value)):
                 yield f"{name}: got {value!r}, expected {pattern.pattern}"
+        named = isinstance(self.request, str) and _ID.fullmatch(self.request) is not None
+        if self.of_request == ("always" if self.request is None else "never") or not (
+            named or self.request is None
+        ):
+            allowed = {"never": "null", "maybe": "a request's id or null", "always": "a request's id"}
+            yield f"request: got {self.request!r}, expected {allowed[self.of_request]}"
         if self.expected is not None and not (
             isinstance(self.expected, str) and _VERSION.fullmatch(self.expected)
         ):
@@ -124,6 +163,26 @@ class Event:
         if not _is_time(self.time):
             yield f"time: got {self.time!r}, expected ISO 8601 in UTC, as 2024-02-29T12:00:00.000+00:00"
 
+    def _signature_problems(self) -> Iterator[str]:
+        """Looked for where there is no other problem, since only a whole event has bytes to sign."""
+        if self.key is None and self.signature is None:
+            if self.must_be_signed:
+                yield f"key: got None, expected a signature; an event {self.kind!r} has one"
+            return
+        whole = True
+        for name, pattern in (("key", _DIGEST), ("signature", _SIGNATURE)):
+            value = getattr(self, name)
+            if not (isinstance(value, str) and pattern.fullmatch(value)):
+                yield f"{name}: got {value!r}, expected {pattern.pattern}, or null for both key and signature"
+                whole = False
+        if whole:
+            from pipeline.keys import is_signed
+
+            assert self.key is not None
+            assert self.signature is not None
+            if not is_signed(self.key, self.signature, SIGNED_AS, self.signed_content()):
+                yield f"signature: is not that of the key {self.key} over this event"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Registered(Event):
@@ -139,6 +198,7 @@ class Promoted(Event):
 
     kind = "promoted"
     stages = ("staging", "production")
+    of_request = "maybe"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,7 +217,50 @@ class Archived(Event):
     stages = ("archived",)
 
 
-_KINDS: Mapping[str, type[Event]] = {kind.kind: kind for kind in (Registered, Promoted, RolledBack, Archived)}
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Requested(Event):
+    """Somebody asks that a version be promoted, which needs approvals. Its own id is that of the request."""
+
+    kind = "requested"
+    stages = ("staging", "production")
+    moves = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Approved(Event):
+    """Somebody else agrees to a request, by their signature."""
+
+    kind = "approved"
+    stages = ("staging", "production")
+    moves = False
+    of_request = "always"
+    must_be_signed = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refused(Event):
+    """A rule or an approver said no to a promotion, or somebody else was first. It closes the request that it names."""
+
+    kind = "refused"
+    stages = ("staging", "production", "archived")
+    moves = False
+    of_request = "maybe"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TimedOut(Event):
+    """A request was not approved within the time it was given, and is closed."""
+
+    kind = "timed out"
+    stages = ("staging", "production")
+    moves = False
+    of_request = "always"
+
+
+_KINDS: Mapping[str, type[Event]] = {
+    kind.kind: kind
+    for kind in (Registered, Promoted, RolledBack, Archived, Requested, Approved, Refused, TimedOut)
+}
 _FIELDS = tuple(field.name for field in fields(Event))
 _KEYS = frozenset({"event", *_FIELDS})
 _PATTERNS = {
@@ -197,6 +300,18 @@ def from_json(content: bytes) -> Event:
     if event.to_json() != content:
         raise _not_an_event("not in canonical form: its keys, spaces or numbers are written in another way")
     return event
+
+
+def signed(kind: type[E], key: SigningKey | None, **values: Any) -> E:
+    """The event with these `values`, signed with `key`; without a signature where that is None.
+
+    Made in one step, since a kind that must be signed does not exist without.
+    """
+    whole = {"request": None, "key": None, "signature": None, "format_version": FORMAT_VERSION, **values}
+    if key is not None:
+        whole["key"] = key.public
+        whole["signature"] = key.sign(SIGNED_AS, canonical_json({"event": kind.kind, **whole}))
+    return kind(**whole)
 
 
 def new_id() -> str:

@@ -1,4 +1,5 @@
-"""Where every version stands, from the events alone. Pure, and in time proportional to their number.
+"""Where every version stands, and which requests are open, from the events alone. Pure, and in time proportional to
+their number.
 
 Laws (tested): equal events give an equal state; every stage holds at most one version, every version stands in at most
 one stage, and what stands anywhere was registered; an event that does not fit the ones before it is refused.
@@ -7,14 +8,42 @@ one stage, and what stands anywhere was registered; an event that does not fit t
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TypeVar
+from typing import TYPE_CHECKING
 
 from pipeline.errors import IntegrityError
-from pipeline.ledger.events import NOTHING, Archived, Event, Registered, RolledBack, Stage, new_id, now
+from pipeline.ledger.events import (
+    NOTHING,
+    Approved,
+    Archived,
+    E,
+    Event,
+    Promoted,
+    Registered,
+    Requested,
+    RolledBack,
+    Stage,
+    new_id,
+    now,
+    signed,
+)
 
-E = TypeVar("E", bound=Event)
+if TYPE_CHECKING:
+    from pipeline.keys import SigningKey
+
+
+@dataclass(frozen=True)
+class Request:
+    """What somebody asked for, and who has agreed since.
+
+    Attributes:
+        asked: the event that began it; its id is the request's.
+        approvals: oldest first. Whether they are enough is for the rules (`pipeline.ledger.approvals`).
+    """
+
+    asked: Requested
+    approvals: tuple[Approved, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -28,6 +57,9 @@ class State:
         moved: {stage: the event that last changed what stands there}, also where nothing does now.
         registered: {version: its registration}.
         held_before: the versions that a rollback of production goes back to, newest last.
+        requests: {id: request} of those that are open: not carried out, refused or timed out, and neither the version
+            asked for nor what stands in the stage has moved since.
+        carried_out: {id of a promotion: the request that it carried out}.
     """
 
     epoch: int = 0
@@ -36,6 +68,13 @@ class State:
     moved: Mapping[Stage, Event] = field(default_factory=lambda: MappingProxyType({}))
     registered: Mapping[str, Registered] = field(default_factory=lambda: MappingProxyType({}))
     held_before: tuple[str, ...] = ()
+    requests: Mapping[str, Request] = field(default_factory=lambda: MappingProxyType({}))
+    carried_out: Mapping[str, Request] = field(default_factory=lambda: MappingProxyType({}))
+
+    def request_for(self, version: str, stage: Stage) -> Request | None:
+        """The open request that `version` be promoted to `stage`."""
+        asked = ((request, request.asked) for request in self.requests.values())
+        return next((request for request, by in asked if (by.version, by.stage) == (version, stage)), None)
 
     def stage_of(self, version: str) -> Stage | None:
         """Where `version` stands; None if nowhere."""
@@ -53,9 +92,17 @@ def following(
     reason: str,
     lineage_digest: str,
     verdict_digest: str,
+    request: str | None = None,
+    key: SigningKey | None = None,
 ) -> E:
-    """The event that `actor` would have happen now, after those that `state` came from; arguments as in `Event`."""
-    return kind(
+    """The event that `actor` would have happen now, after those that `state` came from; arguments as in `Event`.
+
+    Args:
+        key: what signs it; None for an event that nobody signs.
+    """
+    return signed(
+        kind,
+        key,
         prefix=prefix,
         epoch=state.epoch + 1,
         previous=state.head,
@@ -68,6 +115,7 @@ def following(
         expected=state.stages.get(stage),
         lineage_digest=lineage_digest,
         verdict_digest=verdict_digest,
+        request=request,
     )
 
 
@@ -91,6 +139,8 @@ def fold(events: Iterable[Event]) -> State:
         moved=MappingProxyType(folding.moved),
         registered=MappingProxyType(folding.registered),
         held_before=tuple(folding.could_go_back_to()),
+        requests=MappingProxyType(folding.requests),
+        carried_out=MappingProxyType(folding.carried_out),
     )
 
 
@@ -105,6 +155,8 @@ class _Folding:
         # Production's earlier holders; of these, what was put away by hand is passed over by a rollback.
         self.held_before: list[str] = []
         self.put_away: set[str] = set()
+        self.requests: dict[str, Request] = {}
+        self.carried_out: dict[str, Request] = {}
 
     def apply(self, event: Event) -> None:
         """Let `event` happen."""
@@ -118,7 +170,13 @@ class _Folding:
             self._register(event)
             return
         if event.version not in self.registered:
-            raise _misfit(event, f"moves version {event.version}, which was never registered")
+            raise _misfit(event, f"is about version {event.version}, which was never registered")
+        if event.request is not None:
+            self._answer(event, event.request)
+        if not event.moves:
+            if isinstance(event, Requested):
+                self.requests[event.id] = Request(event)
+            return
         if stood == event.version:
             raise _misfit(event, f"moves version {event.version} to {event.stage}, where it stands already")
         production = self.stages.get("production")
@@ -130,12 +188,13 @@ class _Folding:
             elif production is not None:
                 self.held_before.append(production)
             self.put_away.discard(event.version)
-        if isinstance(event, Archived) or event.stage == "staging":
-            self._place(event, event.version, event.stage)
-            return
-        self._place(event, event.version, "production")
-        if production is not None:
+        self._place(event, event.version, event.stage)
+        if event.stage == "production" and production is not None:
             self._place(event, production, "archived")
+        for request in [r.asked for r in self.requests.values()]:
+            # Overtaken: it was asked for a version that stood elsewhere, or instead of another.
+            if request.version == event.version or self.stages.get(request.stage) != request.expected:
+                del self.requests[request.id]
 
     def could_go_back_to(self) -> list[str]:
         """The versions that a rollback of production goes back to, newest last."""
@@ -143,6 +202,24 @@ class _Folding:
         while held_before and held_before[-1] == self.stages.get("production"):
             held_before.pop()
         return held_before
+
+    def _answer(self, event: Event, request_id: str) -> None:
+        """An approval is kept with its request; anything else closes it."""
+        request = self.requests.get(request_id)
+        if request is None:
+            raise _misfit(event, f"names the request {request_id}, which is not open")
+        asked = request.asked
+        if (event.version, event.stage) != (asked.version, asked.stage):
+            raise _misfit(
+                event,
+                f"names the request {request_id}, which is for version {asked.version} in {asked.stage}",
+            )
+        if isinstance(event, Approved):
+            self.requests[request_id] = replace(request, approvals=(*request.approvals, event))
+            return
+        del self.requests[request_id]
+        if isinstance(event, Promoted):
+            self.carried_out[event.id] = request
 
     def _register(self, event: Registered) -> None:
         if event.version in self.registered:

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from pipeline.ledger.events import STAGES, Event
-from pipeline.ledger.fold import fold
+from pipeline.ledger.fold import Request, fold
 from pipeline.ledger.log import Reading
 from pipeline.ledger.projection import out_of_step
 
@@ -20,12 +20,13 @@ def history(reading: Reading, at: datetime | None = None) -> dict[str, Any]:
             can be wrong, so an event whose clock is behind that of the event before it is marked.
 
     Returns:
-        {prefix, at | null, stages {stage: version | null}, out_of_step [sentence] | null with `at`, events: [{epoch,
-        event, version, stage, expected, actor, time, reason, lineage_digest, verdict_digest, id, previous, sha256,
-        clock_behind}]}
+        {prefix, at | null, stages {stage: version | null}, out_of_step [sentence] | null with `at`, requests: [{id,
+        version, stage, expected, actor, key | null, epoch, reason, approvals: [{actor, key, epoch}]}] that are open, events:
+        [{epoch, event, version, stage, expected, actor, time, reason, request | null, key | null, signature | null,
+        lineage_digest, verdict_digest, id, previous, sha256, clock_behind}]}
     """
     events = reading.events if at is None else up_to(reading.events, at)
-    stages = fold(events).stages
+    state = fold(events)
     rows = []
     latest: datetime | None = None
     for event in events:
@@ -40,6 +41,9 @@ def history(reading: Reading, at: datetime | None = None) -> dict[str, Any]:
                 "actor": event.actor,
                 "time": event.time,
                 "reason": event.reason,
+                "request": event.request,
+                "key": event.key,
+                "signature": event.signature,
                 "lineage_digest": event.lineage_digest,
                 "verdict_digest": event.verdict_digest,
                 "id": event.id,
@@ -52,9 +56,21 @@ def history(reading: Reading, at: datetime | None = None) -> dict[str, Any]:
     return {
         "prefix": reading.name,
         "at": None if at is None else at.isoformat(),
-        "stages": {stage: stages.get(stage) for stage in STAGES},
+        "stages": {stage: state.stages.get(stage) for stage in STAGES},
         "out_of_step": None if at is not None else [str(each) for each in out_of_step(reading)],
+        "requests": [_request(request) for request in state.requests.values()],
         "events": rows,
+    }
+
+
+def _request(request: Request) -> dict[str, Any]:
+    asked = request.asked
+    return {
+        **{
+            name: getattr(asked, name)
+            for name in ("id", "version", "stage", "expected", "actor", "key", "epoch", "reason")
+        },
+        "approvals": [{"actor": a.actor, "key": a.key, "epoch": a.epoch} for a in request.approvals],
     }
 
 

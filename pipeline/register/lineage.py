@@ -164,7 +164,7 @@ class LineageRecord:
 def identity_params(entry: PrefixEntry) -> dict[str, Any]:
     """The parameters that decide a retraining's result and verdict, as plain JSON values.
 
-    Left out: when it runs (`schedule`), how often it saves (`checkpoint_seconds`), how many processes share the work
+    Left out: when it runs (`schedule`), what moves it from stage to stage (`promotion`), how often it saves (`checkpoint_seconds`), how many processes share the work
     (`processes`, which trained.json names), and where data, base and warm start come from (`data.path`,
     `data.imported_from`, `base_model`, `prefix.version`, `prefix.adapter`), which are in the run key by content.
     """
@@ -172,6 +172,7 @@ def identity_params(entry: PrefixEntry) -> dict[str, Any]:
         mode="json",
         exclude={
             "schedule": True,
+            "promotion": True,
             "base_model": True,
             "training": {"checkpoint_seconds", "processes"},
             "data": {"path", "imported_from"},

@@ -99,6 +99,8 @@ def lineage_of(root: Path, reference: str) -> dict[str, Any]:
 def history_of(root: Path, name: str, *, at: datetime | None = None) -> dict[str, Any]:
     """Who moved which version of the prefix when and why, and where they stand, as `ledger.history.history` gives it.
 
+    With `signed_by` at each event: the name that params.yaml has for its key; null where it has none.
+
     Args:
         at: only up to this time.
 
@@ -107,8 +109,11 @@ def history_of(root: Path, name: str, *, at: datetime | None = None) -> dict[str
         IntegrityError: the ledger is not what was written.
     """
     workspace = find_workspace(root)
-    workspace.params().prefix(name)
-    return history(log.read(_connect(workspace), name), at)
+    params = workspace.params()
+    params.prefix(name)
+    told = history(log.read(_connect(workspace), name), at)
+    names = {key: who for who, key in params.keys.items()}
+    return {**told, "events": [{**row, "signed_by": names.get(row["key"])} for row in told["events"]]}
 
 
 def data_card(root: Path, name: str) -> tuple[dict[str, Any], Path]:

@@ -17,16 +17,20 @@ from pipeline.params import (
     GateParams,
     HubSource,
     PackageSource,
+    Params,
     PathSource,
     PrefixEntry,
     PrefixParams,
+    PromotionParams,
     ScheduleParams,
     SliceCriteria,
     SplitParams,
+    StageRules,
     TrainingParams,
 )
 
 _SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
+    ("the whole file", Params),
     ("base_models.NAME", BaseModelParams),
     ("base_models.NAME.source, one of three", HubSource),
     ("base_models.NAME.source, one of three", PathSource),
@@ -40,6 +44,8 @@ _SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("prefixes.NAME.gate", GateParams),
     ("prefixes.NAME.gate.better_than_base, .not_worse_than_champion", Comparison),
     ("prefixes.NAME.gate.slices[]", SliceCriteria),
+    ("prefixes.NAME.promotion", PromotionParams),
+    ("prefixes.NAME.promotion.staging, .production", StageRules),
     ("prefixes.NAME.schedule", ScheduleParams),
 )
 

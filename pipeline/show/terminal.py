@@ -17,7 +17,9 @@ from pipeline.judge.verdict import TABLE_HEADER, Verdict, table
 from pipeline.ledger.events import STAGES, Event
 from pipeline.ledger.fold import State
 from pipeline.outcome import Outcome
+from pipeline.promotion import Waiting
 from pipeline.show import compare_page
+from pipeline.show.printable import printable
 
 CLASSES_SHOWN = 20
 QUANTILES_SHOWN = ("min", "median", "p95", "max")
@@ -107,6 +109,30 @@ def show_moved(event: Event, state: State) -> None:
     console.print(f"stages   {_stages(state.stages)}")
 
 
+def show_waiting(waiting: Waiting) -> None:
+    """What was asked for, and what it lacks."""
+    console = _console()
+    asked, rules = waiting.request.asked, waiting.rules
+    console.print(f"[bold]{escape(asked.prefix)}: {asked.sentence}[/bold] (epoch {asked.epoch})")
+    console.print(f"request  {asked.id}", soft_wrap=True)
+    console.print(f"actor    {_plain(asked.actor)}", soft_wrap=True)
+    for approval in waiting.approvals:
+        console.print(f"approved {_plain(approval.actor)} (epoch {approval.epoch})", soft_wrap=True)
+    console.print(
+        f"missing  {waiting.missing} of {rules.approvals} approvals, by {_plain(', '.join(rules.approvers.values()))}: "
+        f"prefixline approve {asked.prefix} --request {asked.id[:8]} --reason …",
+        soft_wrap=True,
+    )
+
+
+def show_answer(event: Event) -> None:
+    """What an approver has said."""
+    console = _console()
+    console.print(f"[bold]{escape(event.prefix)}: {event.sentence}[/bold] (epoch {event.epoch})")
+    console.print(f"actor    {_plain(event.actor)}", soft_wrap=True)
+    console.print(f"request  {event.request}", soft_wrap=True)
+
+
 def show_history(told: Mapping[str, Any]) -> None:
     """One line for each event, oldest first, and what the events come to."""
     console = _console()
@@ -114,15 +140,23 @@ def show_history(told: Mapping[str, Any]) -> None:
     for column in ("epoch", "version", "what", "who", "when", "why"):
         grid.add_column(column, justify="right" if column in ("epoch", "version") else "left")
     for row in told["events"]:
-        what = f"promoted to {row['stage']}" if row["event"] == "promoted" else row["event"]
-        before = f"\ninstead of {row['expected']}" if row["expected"] and row["stage"] != "archived" else ""
+        joined = {
+            "promoted": "promoted to",
+            "requested": "requested for",
+            "approved": "approved for",
+            "refused": "refused for",
+        }
+        what = f"{joined[row['event']]} {row['stage']}" if row["event"] in joined else row["event"]
+        moved = row["event"] in ("promoted", "rolled back", "registered")
+        before = f"\ninstead of {row['expected']}" if moved and row["expected"] else ""
+        by = "" if row["key"] is None else f"\nsigned by {row['signed_by'] or 'the key ' + row['key'][:16]}"
         time = datetime.fromisoformat(row["time"]).astimezone().isoformat(" ", "seconds")
         behind = "\nits clock is behind" if row["clock_behind"] else ""
         grid.add_row(
             str(row["epoch"]),
             row["version"],
             f"{what}{before}",
-            _plain(row["actor"]),
+            _plain(f"{row['actor']}{by}"),
             f"{time}{behind}",
             _plain(row["reason"]),
         )
@@ -130,12 +164,18 @@ def show_history(told: Mapping[str, Any]) -> None:
     console.print(
         f"{'stages' if told['at'] is None else 'stages at ' + told['at']}   {_stages(told['stages'])}"
     )
+    for request in told["requests"]:
+        console.print(
+            f"open     {request['id']}: version {request['version']} for {request['stage']}, asked for by "
+            f"{_plain(request['actor'])}, {len(request['approvals'])} approved",
+            soft_wrap=True,
+        )
     _show_out_of_step(console, told["prefix"], told["out_of_step"] or ())
 
 
 def _plain(text: str) -> str:
     """Somebody's words, without what would steer the terminal."""
-    return escape("".join(char if char.isprintable() or char == "\n" else "\ufffd" for char in text))
+    return escape(printable(text))
 
 
 def _stages(stages: Mapping[Any, str | None]) -> str:
@@ -154,6 +194,8 @@ _MEANING = {
     "missing": "it is recorded, and not there",
     "unreachable": "it could not be looked at: mend what it says, and verify again",
     "out of step": "two records that are whole contradict each other: one was changed by hand",
+    "unauthorised": "it stands there by an event that the rules in params.yaml do not allow: promote it anew by the rules, "
+    "or archive it, and find out who wrote",
 }
 
 

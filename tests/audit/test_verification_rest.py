@@ -11,6 +11,7 @@ from pipeline.audit.faults import Fault
 from pipeline.audit.hashing import Hashes
 from pipeline.audit.registered import RegisteredName
 from pipeline.digest import canonical_json, digest
+from pipeline.promotion import UNRULED
 from pipeline.register import lineage, versions
 from pipeline.register import registry as mlflow_registry
 from pipeline.register.registry import Registry, log_files, start_run
@@ -40,7 +41,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Registry,
 
 
 def check(registry: Registry) -> list[Fault]:
-    name = RegisteredName(registry, "reviews")
+    name = RegisteredName(registry, "reviews", UNRULED)
     with Hashes() as hashes:
         return name.check(name.versions[0], hashes).faults
 

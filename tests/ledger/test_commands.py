@@ -136,3 +136,56 @@ def test_whoever_is_second_gets_exit_code_4_and_is_told_what_stands_there(review
 def test_a_prefix_that_is_not_in_params_yaml_is_refused(reviews: World):
     for command in (["history", "nobody"], ["rollback", "nobody", "--reason", "x"]):
         assert "nobody" in reviews.run(*command, expect=1).stderr
+
+
+RULES = """\
+keys: {alice: %s, bob: %s}
+defaults: {promotion: {staging: {signed_by: [alice], approvals: 1, approvers: [bob]}}}
+"""
+
+
+def test_a_promotion_waits_with_exit_code_6_for_an_approval_and_the_history_names_who_signed(
+    reviews: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    keys = {}
+    for name in ("alice", "bob"):
+        said = reviews.run("keys", "new", "--out", str(tmp_path / f"{name}.pem")).stdout
+        assert said.startswith(f"{tmp_path / name}.pem is a new key. In params.yaml:\nkeys: {{YOUR_NAME: ")
+        keys[name] = str(reviews.json("keys", "show", "--key", str(tmp_path / f"{name}.pem"))["public"])
+        assert keys[name] in said
+    params = reviews.root / "params.yaml"
+    params.write_text(params.read_text() + RULES % (keys["alice"], keys["bob"]))
+    promote = ("promote", "reviews", "1", "--to", "staging", "--reason", "so", "--key")
+    assert "none of theirs" in reviews.run(*promote, str(tmp_path / "bob.pem"), expect=3).stderr
+    asked = json.loads(reviews.run(*promote, str(tmp_path / "alice.pem"), "--json", expect=6).stdout)
+    assert (asked["event"], asked["missing"], asked["approvers"]) == ("requested", 1, ["bob"])
+    shown = reviews.run(*promote, str(tmp_path / "alice.pem"), expect=6).stdout
+    assert f"request  {asked['id']}" in shown
+    assert "missing  1 of 1 approvals, by bob: prefixline approve reviews --request" in shown
+    listed = reviews.run("history", "reviews").stdout
+    assert (
+        f"open     {asked['id']}: version 1 for staging, asked for by alice@localhost, 0 approved" in listed
+    )
+    monkeypatch.setenv("PREFIXLINE_KEY", str(tmp_path / "alice.pem"))
+    approve = ("approve", "reviews", "--reason", "yes")
+    assert "it takes somebody else" in reviews.run(*approve, expect=3, actor="someone").stderr
+    assert "keys.alice of params.yaml" in reviews.run("keys", "show").stderr
+    said = reviews.run(*approve, "--key", str(tmp_path / "bob.pem"), actor="bob@localhost").stdout
+    assert (
+        f"version 1 was approved for staging (epoch 4)\nactor    bob@localhost\nrequest  {asked['id']}"
+        in said
+    )
+    assert reviews.json(*promote[:-1])["request"] == asked["id"]
+    told = reviews.json("history", "reviews")
+    assert [(row["event"], row["signed_by"]) for row in told["events"]][2:] == [  # type: ignore[attr-defined]
+        ("requested", "alice"), ("approved", "bob"), ("promoted", "alice"),
+    ]  # fmt: skip
+    assert told["requests"] == []
+    assert "signed by bob" in reviews.run("history", "reviews").stdout
+    monkeypatch.delenv("PREFIXLINE_KEY")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "none"))
+    assert "there is no key to sign with" in reviews.run(*approve, expect=3).stderr
+    outside = CliRunner().invoke(
+        main, ["-w", str(tmp_path), "keys", "show", "--key", str(tmp_path / "bob.pem")]
+    )
+    assert (outside.stdout, "there is no workspace here" in outside.stderr) == (f"{keys['bob']}\n", True)

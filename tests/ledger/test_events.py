@@ -63,6 +63,21 @@ def test_a_changed_byte_gives_another_event_or_is_refused(event: Event, data: st
         ({"time": "2024-02-30T12:00:00.000+00:00"}, "time: got"),
         ({"time": 7}, "time: got 7"),
         ({"lineage_digest": None}, "lineage_digest: got None"),
+        ({"request": "f" * 32}, "request: got 'f+', expected null"),
+        ({"event": "approved", "stage": "staging"}, "request: got None, expected a request's id"),
+        (
+            {"event": "refused", "stage": "staging", "request": "1"},
+            "request: got '1', expected a request's id or null",
+        ),
+        ({"event": "refused", "stage": "staging", "request": 1}, "request: got 1, expected"),
+        (
+            {"event": "approved", "stage": "staging", "request": "f" * 32},
+            "key: got None, expected a signature; an event 'approved' has one",
+        ),
+        ({"key": "a" * 64}, "signature: got None, expected .*, or null for both key and signature"),
+        ({"signature": "a" * 128}, "key: got None, expected .*, or null for both"),
+        ({"key": "a" * 64, "signature": "A" * 128}, "signature: got 'A+'"),
+        ({"key": "a" * 64, "signature": "a" * 128}, "signature: is not that of the key a+ over this event"),
     ],
 )
 def test_what_is_not_a_whole_event_is_refused_and_said(change: dict[str, Any], problem: str):

@@ -125,7 +125,7 @@ def test_nothing_has_happened_before_the_first_event():
 @pytest.mark.parametrize(
     ("steps", "event", "problem"),
     [
-        ("register 1", "staging 2", "epoch 2: moves version 2, which was never registered"),
+        ("register 1", "staging 2", "epoch 2: is about version 2, which was never registered"),
         (
             "register 1, staging 1",
             "staging 1",

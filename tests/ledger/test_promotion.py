@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from pipeline import promotion
-from pipeline.errors import ConflictError, IntegrityError, RegistryError
+from pipeline.errors import ConflictError, IntegrityError, RegistryError, UnreachableError
 from pipeline.ledger import fold, log, registration
-from pipeline.ledger.events import STAGES, Archived, Promoted, Registered, RolledBack
+from pipeline.ledger.events import STAGES, Archived, Event, Promoted, Registered, RolledBack
 from pipeline.ledger.history import history, up_to
 from pipeline.ledger.projection import out_of_step, project
 from pipeline.register import versions
@@ -216,9 +216,8 @@ def test_whoever_is_second_is_told_who_was_first_and_nothing_is_tried_again(
     real = log.claim
 
     def beaten(*arguments: Any) -> Any:
-        with monkeypatch.context() as patch:
-            patch.setattr(log, "claim", real)
-            promote(registry, "2", "staging")
+        monkeypatch.setattr(log, "claim", real)
+        promote(registry, "2", "staging")
         return real(*arguments)
 
     monkeypatch.setattr(log, "claim", beaten)
@@ -227,8 +226,24 @@ def test_whoever_is_second_is_told_who_was_first_and_nothing_is_tried_again(
     said = str(caught.value)
     assert f"{ALICE} was first: version 2 was promoted to staging at epoch 4" in said
     assert f"Now there is version 2 in staging, by {ALICE} at epoch 4" in said
-    assert events(registry)[3:] == ["version 2 was promoted to staging"]
+    assert events(registry)[3:] == ["version 2 was promoted to staging", "version 1 was refused for staging"]
+    kept = log.read(registry, NAME).events[-1]
+    assert (kept.actor, kept.request) == (BOB, None)
+    assert kept.reason.startswith(f"{ALICE} was first: version 2 was promoted to staging at epoch 4")
     assert aliases(registry) == {"candidate": "3", "staging": "2"}
+
+    def gone(registry: Registry, event: Event) -> Event:
+        raise UnreachableError("no answer")
+
+    def beaten_by_one_that_ends_the_server(*arguments: Any) -> Any:
+        monkeypatch.setattr(log, "claim", real)
+        promote(registry, "3", "staging")
+        monkeypatch.setattr(log, "claim", gone)
+        return real(*arguments)
+
+    monkeypatch.setattr(log, "claim", beaten_by_one_that_ends_the_server)
+    with pytest.raises(ConflictError, match="was first: version 3 was promoted to staging at epoch 6"):
+        promote(registry, "1", "staging", BOB)
 
 
 def test_a_registration_that_is_second_takes_the_next_epoch(

@@ -7,9 +7,25 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import strategies as st
 
-from pipeline.ledger.events import NOTHING, STAGES, Archived, Event, Promoted, Registered, RolledBack, new_id
+from pipeline.keys import SigningKey
+from pipeline.ledger.events import (
+    NOTHING,
+    STAGES,
+    Approved,
+    Archived,
+    Event,
+    Promoted,
+    Refused,
+    Registered,
+    Requested,
+    RolledBack,
+    TimedOut,
+    new_id,
+    signed,
+)
 from pipeline.ledger.fold import fold
 from pipeline.register import versions
 from pipeline.register.registry import Registry, start_run
@@ -18,7 +34,15 @@ from tests import mlflow_world
 NAME = "reviews"
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
 HEX = st.text("0123456789abcdef", min_size=64, max_size=64)
-KINDS = (Registered, Promoted, RolledBack, Archived)
+KINDS = (Registered, Promoted, RolledBack, Archived, Requested, Approved, Refused, TimedOut)
+
+
+def key(number: int) -> SigningKey:
+    """The same key for the same number."""
+    return SigningKey(Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32))
+
+
+KEYS = [key(number) for number in range(3)]
 
 
 @st.composite
@@ -27,7 +51,13 @@ def events(draw: st.DrawFn) -> Event:
     kind = draw(st.sampled_from(KINDS))
     epoch = draw(st.integers(1, 10**7))
     number = st.integers(1, 10**6).map(str)
-    return kind(
+    identity = st.uuids().map(lambda drawn: drawn.hex)
+    request = {"never": st.none(), "maybe": st.none() | identity, "always": identity}[kind.of_request]
+    key = st.sampled_from(KEYS)
+    return signed(
+        kind,
+        draw(key if kind.must_be_signed else st.none() | key),
+        request=draw(request),
         prefix=draw(st.sampled_from([NAME, "other"])),
         epoch=epoch,
         previous=NOTHING if epoch == 1 else draw(HEX.filter(lambda text: text != NOTHING)),
@@ -44,7 +74,8 @@ def events(draw: st.DrawFn) -> Event:
 
 
 def follow(chain: list[Event], kind: type[Event], version: str, **changes: Any) -> Event:
-    """The event that does this after those of `chain`, as it would be written."""
+    """The event that does this after those of `chain`, as it would be written; `sign` is the key for it."""
+    sign = changes.pop("sign", None)
     state = fold(chain)
     content: dict[str, Any] = {
         "prefix": NAME,
@@ -60,7 +91,7 @@ def follow(chain: list[Event], kind: type[Event], version: str, **changes: Any) 
         "verdict_digest": "b" * 64,
         **changes,
     }
-    return kind(**{"expected": state.stages.get(content["stage"]), **content})
+    return signed(kind, sign, **{"expected": state.stages.get(content["stage"]), **content})
 
 
 def chain(*steps: str) -> list[Event]:
