@@ -18,6 +18,7 @@ The tree; each kind of fault has a type of its own, because each asks for a diff
     ├── CompareError         methods cannot be compared: one is unknown, not installed, or did not train
     ├── RegistryError        MLflow refused, or holds something that contradicts us
     ├── ConflictError        somebody else moved a stage first
+    ├── ExportError          a version cannot be given out in the form asked for, or not to that place
     ├── KeyFileError         a file holds no private key, or is open to others
     ├── ServerError          a server could not be started, or ended by itself
     └── UnreachableError     a server did not answer
@@ -121,6 +122,10 @@ class RegistryError(PrefixlineError):
 
 class ConflictError(PrefixlineError):
     """Somebody else moved a stage first; the message says what stands now and who moved it. Exit code 4."""
+
+
+class ExportError(PrefixlineError):
+    """A version cannot be given out in the form asked for, or not to that place."""
 
 
 class KeyFileError(PrefixlineError):
