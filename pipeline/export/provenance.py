@@ -114,6 +114,8 @@ def opened(content: bytes) -> Attestation:
         envelope = Envelope.from_dict(json.loads(content))
     except (ValueError, KeyError, TypeError, AttributeError, Error) as error:
         raise IntegrityError([f"not a DSSE envelope: {error!r}"]) from error
+    if canonical_json(envelope.to_dict()) != content:  # base64 alone has several ways to write the same bytes
+        raise IntegrityError(["not the canonical JSON of a DSSE envelope"])
     if envelope.payload_type != PAYLOAD_TYPE or not envelope.signatures:
         raise IntegrityError(
             [
