@@ -138,7 +138,11 @@ def test_the_card_of_a_hub_model_names_it_and_only_what_can_load_it(
     dataset = {**records.lineage().dataset, "labels": None}
     text = model_card(records.lineage(base_model=base, dataset=dataset), config, "3", None)
     card = ModelCard(text)
-    assert (card.data.base_model, card.data.pipeline_tag, card.data.library_name) == ("some/model", task, library)
+    assert (card.data.base_model, card.data.pipeline_tag, card.data.library_name) == (
+        "some/model",
+        task,
+        library,
+    )
     assert loads in card.text
     assert (f'from_pretrained("some/model", revision="{"a" * 40}")' in card.text) is (library == "peft")
     assert "it held no stage" in card.text
@@ -155,14 +159,20 @@ def facets(event: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 def test_the_events_are_openlineage_as_its_library_reads_it(made: World) -> None:
     lines = (made.unsigned / "openlineage.jsonl").read_text().splitlines()
     events = [json.loads(line) for line in lines]
-    modules = [module for name, module in vars(facet_v2).items() if name.endswith(("_run", "_job", "_dataset"))]
-    classes = {kind.__name__: kind for module in modules for kind in vars(module).values() if isinstance(kind, type)}
+    modules = [
+        module for name, module in vars(facet_v2).items() if name.endswith(("_run", "_job", "_dataset"))
+    ]
+    classes = {
+        kind.__name__: kind for module in modules for kind in vars(module).values() if isinstance(kind, type)
+    }
     seen = set()
     for event in events:
         for name, facet in facets(event):
             kind = classes[facet["_schemaURL"].split("/")[-1]]
             fields = {key: value for key, value in facet.items() if not key.startswith("_")}
-            assert kind(**fields)._get_schema() == facet["_schemaURL"]  # which refuses what the schema does not know
+            assert (
+                kind(**fields)._get_schema() == facet["_schemaURL"]
+            )  # which refuses what the schema does not know
             seen.add(name)
         again = RunEvent(
             eventTime=event["eventTime"], producer=event["producer"], eventType=RunState(event["eventType"]),
@@ -219,7 +229,9 @@ def test_the_envelope_is_signed_over_the_pre_authentication_encoding_of_dsse(mad
 
 
 @pytest.mark.parametrize("signed", [True, False])
-def test_the_statement_is_in_toto_and_slsa_and_names_every_file_by_its_sha256(made: World, signed: bool) -> None:
+def test_the_statement_is_in_toto_and_slsa_and_names_every_file_by_its_sha256(
+    made: World, signed: bool
+) -> None:
     bundle = made.bundle if signed else made.unsigned
     if signed:
         payload = base64.b64decode(json.loads((bundle / "provenance.dsse.json").read_bytes())["payload"])
@@ -263,7 +275,9 @@ def test_equal_versions_make_equal_bundles(made: World, tmp_path: Path) -> None:
     assert digests(tmp_path / "again", files(tmp_path / "again")) == digests(made.bundle, names)
 
 
-def test_json_says_where_it_is_and_who_signed(made: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_json_says_where_it_is_and_who_signed(
+    made: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     told = json.loads(made.run("export", NAME, "--json", "--key", str(made.key)).stdout)
     written = [path for path in Path(f"{NAME}-2").rglob("*") if path.is_file()]
@@ -319,7 +333,10 @@ def test_a_bad_key_is_refused_before_anything_is_written(made: World, tmp_path: 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("artifacts/adapter/adapter_model.safetensors", "artifacts/adapter/adapter_model.safetensors: SHA-256 is"),
+        (
+            "artifacts/adapter/adapter_model.safetensors",
+            "artifacts/adapter/adapter_model.safetensors: SHA-256 is",
+        ),
         ("MLmodel", "MLmodel: SHA-256 is"),
         ("manifest.json", "manifest.json: SHA-256 is"),
         ("artifacts/lineage.json", "its lineage record is not the one it was registered with"),
@@ -362,7 +379,9 @@ def test_a_bundle_that_would_not_verify_is_not_written(made: World, tmp_path: Pa
 def test_versions_by_hand_duplicates_and_those_in_no_ledger_are_refused(made: World, tmp_path: Path) -> None:
     client = made.registry.client
     there = client.get_model_version(NAME, "1")
-    number = client.create_model_version(NAME, there.source, run_id=there.run_id, tags=dict(there.tags)).version
+    number = client.create_model_version(
+        NAME, there.source, run_id=there.run_id, tags=dict(there.tags)
+    ).version
     reference, out = f"{NAME}:{number}", str(tmp_path / "out")
     try:
         refused = made.run("export", reference, "--out", out, expect=1).stderr

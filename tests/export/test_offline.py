@@ -87,7 +87,10 @@ def test_every_change_of_every_file_is_found(made: World, signed: Path) -> None:
     def found(what: str, *where: str) -> None:
         told = faults(signed)
         # SHA256SUMS has no sum: it is found by its form, or by every sum that is then wrong.
-        assert set(where) <= {place for _, _, place in told} or (told and "SHA256SUMS" in where), (what, where)
+        assert set(where) <= {place for _, _, place in told} or (told and "SHA256SUMS" in where), (
+            what,
+            where,
+        )
         tried[what] += 1
 
     for name in names:
@@ -328,6 +331,14 @@ def test_a_file_that_sums_and_statement_agree_on_is_still_one_too_many(unsigned:
     assert faults(unsigned) == {("tampered", "bundle", "extra.py")}
 
 
+def test_a_card_that_sums_and_statement_know_nothing_of_is_missed(unsigned: Path) -> None:
+    (unsigned / "README.md").unlink()
+    rewrite(
+        unsigned, "provenance.json", edit(lambda s: s["predicate"]["runDetails"]["byproducts"].pop(0))
+    )  # fmt: skip
+    assert faults(unsigned) == {("missing", "bundle", "README.md")}
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -429,7 +440,9 @@ def test_a_signature_taken_away_is_missed_where_it_is_asked_for(made: World, sig
     envelope = json.loads((signed / "provenance.dsse.json").read_bytes())
     (signed / "provenance.json").write_bytes(base64.b64decode(envelope["payload"]))
     sum_up(signed)
-    assert faults(signed) == {("tampered", "provenance", "provenance.json")}  # two statements are one too many
+    assert faults(signed) == {
+        ("tampered", "provenance", "provenance.json")
+    }  # two statements are one too many
     (signed / "provenance.dsse.json").unlink()
     sum_up(signed)
     assert faults(signed) == set()
@@ -451,7 +464,11 @@ def test_what_cannot_be_meant_is_a_usage_error(arguments: list[str], message: st
 
 def test_a_folder_that_is_no_bundle_misses_everything(tmp_path: Path) -> None:
     told = faults(tmp_path)
-    assert {where for kind, _, where in told if kind == "missing"} >= {"bundle.json", "lineage.json", "SHA256SUMS"}
+    assert {where for kind, _, where in told if kind == "missing"} >= {
+        "bundle.json",
+        "lineage.json",
+        "SHA256SUMS",
+    }
 
 
 def test_what_a_bundle_says_cannot_steer_the_terminal(signed: Path) -> None:

@@ -67,7 +67,11 @@ def make(folder: Path) -> World:
     for key, seed in (("1", 1), ("2", 2)):
         adapter = mlflow_world.adapter(recorded, "classification", root, folder / key / "adapter", seed=seed)
         register(registry, adapter, key, recorded, warm_start=start)
-        start = {"prefix": NAME, "version": "1", "adapter_digest": tag(registry, "1", versions.ADAPTER_DIGEST)}
+        start = {
+            "prefix": NAME,
+            "version": "1",
+            "adapter_digest": tag(registry, "1", versions.ADAPTER_DIGEST),
+        }
     mlflow_world.promote(registry, NAME, "1")
     mlflow_world.promote(registry, NAME, "2", to="staging")
     public = make_key(folder / "key.pem").public
