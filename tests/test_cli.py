@@ -128,6 +128,7 @@ def test_outside_a_workspace_every_command_says_how_to_make_one(tmp_path: Path):
         ["history", "a"],
         ["data", "a"],
         ["impact", "--row", "a"],
+        ["export", "a"],
         ["compare", "a"],
         ["deploy"],
         ["up"],

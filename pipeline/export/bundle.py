@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,8 @@ from pipeline.export.offline import verify_offline
 from pipeline.files import new_folder
 from pipeline.keys import SigningKey
 from pipeline.ledger import log
+from pipeline.ledger.events import Event, Registered
+from pipeline.ledger.fold import fold
 from pipeline.ledger.log import Reading
 from pipeline.prefix.adapter import CONFIG, adapter_facts
 from pipeline.register import registry, versions
@@ -26,7 +28,6 @@ from pipeline.register.reference import parse
 from pipeline.register.registry import Registry
 from pipeline.register.versions import (
     ADAPTER_PATH,
-    LINEAGE_PATH,
     MANIFEST_DIGEST,
     MANIFEST_FILE,
     VerifiedVersion,
@@ -71,39 +72,18 @@ def export_bundle(root: Path, reference: str, out: Path | None, key: SigningKey 
         AdapterError: the adapter is not whole.
     """
     with _model_of(root, reference) as (verified, reading, model):
-        version, record = verified.version, verified.record
+        version = verified.version
+        registered = _registration(verified, reading)
         folder = _free(out or Path(f"{version.name}-{version.version}"))
-        entered = reading.state.registered.get(version.version)
-        if version.duplicate_of is not None:
-            raise ExportError(
-                f"{version.name} version {version.version} is a duplicate; export the one that counts: "
-                f"{version.name}:{version.duplicate_of}"
-            )
-        if entered is None:
-            raise ExportError(
-                f"{version.name} version {version.version} is in no ledger: its registration was cut off; "
-                f"`prefixline retrain {version.name}` completes it"
-            )
         with new_folder(folder) as fresh:
-            shutil.copytree(model, fresh / layout.MODEL)
-            shutil.copytree(model / ADAPTER_PATH, fresh, dirs_exist_ok=True)
-            shutil.copyfile(model / LINEAGE_PATH, fresh / layout.LINEAGE)
-            manifest_digest = digest.sha256_file(model / MANIFEST_FILE)
-            facts = layout.facts(record, version.version, reading.state, manifest_digest)
-            config = json.loads((fresh / CONFIG).read_bytes())
-            card = model_card(record, config, version.version, facts["stage"])
-            _write(fresh / layout.FACTS, digest.canonical_json(facts))
-            _write(fresh / layout.LEDGER, b"".join(event.to_json() + b"\n" for event in reading.events))
-            _write(fresh / layout.CARD, card.encode())
-            _describe(fresh, verified, entered.time, key)
-            _write(fresh / layout.SUMS, layout.sums(digest.manifest(fresh)))
+            _fill(fresh, model, verified, reading.events, registered, key)
             found = verify_offline(fresh, None if key is None else key.public).verification
             if not found.sound:
                 problems = [f"{f.where}: expected {f.expected}, found {f.actual}" for _, f in found.faults()]
                 raise IntegrityError(
                     problems, heading=f"{version.name} version {version.version} is not what was recorded:"
                 )
-        return _exported(verified, facts["stage"], folder, key)
+        return _exported(verified, reading, folder, key)
 
 
 def export_adapter(root: Path, reference: str, out: Path | None) -> Exported:
@@ -124,7 +104,7 @@ def export_adapter(root: Path, reference: str, out: Path | None) -> Exported:
             )
         with new_folder(folder) as fresh:
             shutil.copytree(model / ADAPTER_PATH, fresh, dirs_exist_ok=True)
-        return _exported(verified, reading.state.stage_of(version.version), folder, None)
+        return _exported(verified, reading, folder, None)
 
 
 @contextmanager
@@ -167,21 +147,57 @@ def _free(folder: Path) -> Path:
     return folder
 
 
-def _describe(folder: Path, verified: VerifiedVersion, registered: str, key: SigningKey | None) -> None:
-    """The OpenLineage events, and then the statement over everything there is by then."""
+def _registration(verified: VerifiedVersion, reading: Reading) -> Registered:
+    """The version's first event."""
+    version = verified.version
+    if version.duplicate_of is not None:
+        raise ExportError(
+            f"{version.name} version {version.version} is a duplicate; export the one that counts: "
+            f"{version.name}:{version.duplicate_of}"
+        )
+    registered = reading.state.registered.get(version.version)
+    if registered is None:
+        raise ExportError(
+            f"{version.name} version {version.version} is in no ledger: its registration was cut off; "
+            f"`prefixline retrain {version.name}` completes it"
+        )
+    return registered
+
+
+def _fill(
+    folder: Path,
+    model: Path,
+    verified: VerifiedVersion,
+    events: Sequence[Event],
+    registered: Registered,
+    key: SigningKey | None,
+) -> None:
+    """Everything that a bundle holds, in an order in which each file can name those before it."""
     # Here, because the standards' libraries take a second to import.
     from pipeline.export.provenance import sealed, statement
     from pipeline.export.run_events import run_events
 
-    record, version = verified.record, verified.version.version
-    events = run_events(record, version, registered)
-    _write(folder / layout.EVENTS, b"".join(digest.canonical_json(event) + b"\n" for event in events))
+    record, version, at = verified.record, verified.version.version, registered.time
+    shutil.copytree(model, folder / layout.MODEL)
+    shutil.copytree(model / ADAPTER_PATH, folder, dirs_exist_ok=True)
+    facts = layout.facts(record, version, fold(events), digest.sha256_file(model / MANIFEST_FILE))
+    config = json.loads((folder / CONFIG).read_bytes())
+    _write(folder / layout.FACTS, digest.canonical_json(facts))
+    _write(folder / layout.LINEAGE, record.to_json())
+    _write(folder / layout.LEDGER, _lines(event.to_json() for event in events))
+    _write(folder / layout.CARD, model_card(record, config, version, facts["stage"]).encode())
+    _write(folder / layout.EVENTS, _lines(map(digest.canonical_json, run_events(record, version, at))))
     others = {name: sha for name, sha in digest.manifest(folder).items() if name not in record.files}
-    made = digest.canonical_json(statement(record, others, version=version, registered=registered))
+    made = digest.canonical_json(statement(record, others, version=version, registered=at))
     if key is None:
         _write(folder / layout.UNSIGNED, made)
     else:
         _write(folder / layout.SIGNED, sealed(made, key))
+    _write(folder / layout.SUMS, layout.sums(digest.manifest(folder)))
+
+
+def _lines(contents: Iterable[bytes]) -> bytes:
+    return b"".join(content + b"\n" for content in contents)
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -192,8 +208,8 @@ def _write(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-def _exported(verified: VerifiedVersion, stage: str | None, folder: Path, key: SigningKey | None) -> Exported:
+def _exported(verified: VerifiedVersion, reading: Reading, folder: Path, key: SigningKey | None) -> Exported:
     sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
-    version = verified.version
-    signer = None if key is None else key.public
-    return Exported(version.name, version.version, stage, folder, len(sizes), sum(sizes), signer)
+    name, version = verified.version.name, verified.version.version
+    signed_by = None if key is None else key.public
+    return Exported(name, version, reading.state.stage_of(version), folder, len(sizes), sum(sizes), signed_by)

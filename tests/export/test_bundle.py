@@ -25,6 +25,8 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pipeline.export.model_card import model_card
+from pipeline.export.run_events import run_events
+from pipeline.ledger.registration import enter
 from pipeline.register import versions
 from pipeline.register.lineage import LineageRecord
 from pipeline.serve.serving import Predictor
@@ -217,6 +219,28 @@ def test_the_events_say_what_went_in_and_what_came_out(made: World) -> None:
     assert {"key": "evaluation.batch_size", "value": "2"} in parameters
 
 
+@pytest.mark.parametrize(
+    ("source", "start", "expected"),
+    [
+        ({"hub": "some/model", "revision": "a" * 40}, None, [("hub", "some/model")]),
+        ({"package": "weights", "folder": "minilm"}, None, [("package", "weights")]),
+        (
+            {"path": "base"},
+            {"adapter": "adapters/mine", "adapter_digest": "5" * 64},
+            [("path", "base"), ("path", "adapters/mine")],
+        ),
+    ],
+)
+def test_a_base_or_an_adapter_from_anywhere_is_an_input(
+    source: dict[str, str], start: dict[str, str] | None, expected: list[tuple[str, str]]
+) -> None:
+    base = {"name": "mine", "digest": "b" * 64, "source": source, "files": {}}
+    event, _ = run_events(
+        records.lineage(base_model=base, warm_start=start), "1", "2024-03-01T00:00:00+00:00"
+    )
+    assert [(each["namespace"], each["name"]) for each in event["inputs"]][1:] == expected
+
+
 def test_the_envelope_is_signed_over_the_pre_authentication_encoding_of_dsse(made: World) -> None:
     envelope = json.loads((made.bundle / "provenance.dsse.json").read_bytes())
     (signature,) = envelope["signatures"]
@@ -364,8 +388,6 @@ def test_a_bundle_that_would_not_verify_is_not_written(made: World, tmp_path: Pa
     there = client.get_model_version(NAME, "1")
     client.create_registered_model("stranger")
     client.create_model_version("stranger", there.source, run_id=there.run_id, tags=dict(there.tags))
-    from pipeline.ledger.registration import enter
-
     record = LineageRecord.from_json((made.bundle / "lineage.json").read_bytes())
     enter(
         made.registry, "stranger", "1", lineage_digest=record.digest, verdict_digest=record.verdict_digest,

@@ -249,6 +249,13 @@ def restate(bundle: Path) -> None:
     rewrite(bundle, "provenance.json", edit(update))
 
 
+def test_a_file_of_the_model_is_its_manifests_whatever_sums_and_statement_say(unsigned: Path) -> None:
+    path = unsigned / "model/MLmodel"
+    path.write_bytes(flipped(path.read_bytes(), 0))
+    restate(unsigned)
+    assert faults(unsigned) == {("tampered", "artefact", "model/MLmodel")}
+
+
 EVENTS: list[tuple[Callable[[Any], object], str]] = [
     (lambda e: e["inputs"][0]["facets"]["version"].update(datasetVersion="1" * 32), "0: inputs: 0: facets: version: datasetVersion"),
     (lambda e: e["inputs"][1].update(name="another base"), "0: inputs: 1: name"),
