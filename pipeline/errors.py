@@ -19,6 +19,7 @@ The tree; each kind of fault has a type of its own, because each asks for a diff
     ├── RegistryError        MLflow refused, or holds something that contradicts us
     ├── ConflictError        somebody else moved a stage first
     ├── RefusedError         a rule or an approver said no to a promotion
+    ├── ExportError          a version cannot be given out in the form asked for, or not to that place
     ├── KeyFileError         a file holds no private key, or is open to others
     ├── ServerError          a server could not be started, or ended by itself
     └── UnreachableError     a server did not answer
@@ -126,6 +127,10 @@ class ConflictError(PrefixlineError):
 
 class RefusedError(PrefixlineError):
     """A rule or an approver said no to a promotion, or nobody approved it in time. Exit code 3."""
+
+
+class ExportError(PrefixlineError):
+    """A version cannot be given out in the form asked for, or not to that place."""
 
 
 class KeyFileError(PrefixlineError):

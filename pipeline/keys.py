@@ -11,6 +11,7 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -22,6 +23,9 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from pipeline.errors import KeyFileError
+
+if TYPE_CHECKING:
+    from securesystemslib.signer import CryptoSigner, SSlibKey
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,13 @@ class SigningKey:
     def sign(self, context: str, content: bytes) -> str:
         """The signature over `content` as a `context`, 128 hex characters."""
         return self._private.sign(_signed(context, content)).hex()
+
+    @property
+    def signer(self) -> CryptoSigner:
+        """The same key for securesystemslib's DSSE envelopes, which have a context of their own: the payload's type."""
+        from securesystemslib.signer import CryptoSigner
+
+        return CryptoSigner(self._private, verifier(self.public))
 
 
 def make_key(path: Path) -> SigningKey:
@@ -93,6 +104,13 @@ def is_signed(public: str, signature: str, context: str, content: bytes) -> bool
     except (ValueError, InvalidSignature):
         return False
     return True
+
+
+def verifier(public: str) -> SSlibKey:
+    """The public key for securesystemslib's DSSE envelopes, under its own 64 hex characters as its id."""
+    from securesystemslib.signer import SSlibKey
+
+    return SSlibKey(public, "ed25519", "ed25519", {"public": public})
 
 
 def _signed(context: str, content: bytes) -> bytes:

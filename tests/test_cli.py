@@ -62,6 +62,7 @@ def test_every_command_has_help():
             " history",
             " impact",
             " verify",
+            " export",
             " data",
             " compare",
             " params",
@@ -82,7 +83,7 @@ def test_every_option_has_help():
 
 def test_every_reporting_command_can_print_json():
     reporting = set(
-        "init retrain status lineage promote approve rollback archive history impact verify data compare".split()
+        "init retrain status lineage promote approve rollback archive history impact verify export data compare".split()
     )
     have = {
         name
@@ -131,6 +132,7 @@ def test_outside_a_workspace_every_command_says_how_to_make_one(tmp_path: Path):
         ["history", "a"],
         ["data", "a"],
         ["impact", "--row", "a"],
+        ["export", "a"],
         ["compare", "a"],
         ["deploy"],
         ["up"],

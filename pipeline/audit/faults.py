@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
+from pipeline.digest import canonical_json, digest
+
 
 class Kind(StrEnum):
     """What is wrong with a thing, since each asks for something else to be done."""
@@ -24,7 +26,7 @@ class Kind(StrEnum):
 
 
 class Link(StrEnum):
-    """What was followed from the stage down to the code."""
+    """What was followed from the stage down to the code; then what an exported bundle has besides."""
 
     ALIAS = "alias"
     LEDGER = "ledger"
@@ -38,6 +40,9 @@ class Link(StrEnum):
     EXPERIMENT = "experiment"
     CODE = "code"
     WARM_START = "warm start"
+    BUNDLE = "bundle"
+    PROVENANCE = "provenance"
+    OPENLINEAGE = "OpenLineage"
 
 
 @dataclass(frozen=True, order=True)
@@ -113,3 +118,9 @@ class Verification:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {"sound": self.sound, **asdict(self)}
+
+
+def shown(value: Any) -> str:
+    """A value as a fault shows it: what is no text as JSON, what is long by its digest."""
+    text = value if isinstance(value, str) else canonical_json(value).decode()
+    return text if len(text) <= 200 else f"SHA-256 {digest(value)} of {len(text):,} characters"

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipeline.audit.faults import Fault, Kind, Link
+from pipeline.audit.faults import Fault, Kind, Link, shown
 from pipeline.audit.hashing import ABSENT, Hashes, compare
 from pipeline.base import base_files
 from pipeline.data.card import ROW_IDS, rows_root
@@ -137,7 +137,7 @@ class Sources:
 
     def _same(self, link: Link, where: str, expected: Any, actual: Any, faults: list[Fault]) -> None:
         if expected != actual:
-            faults.append(Fault(link, Kind.OUT_OF_STEP, where, _short(expected), _short(actual)))
+            faults.append(Fault(link, Kind.OUT_OF_STEP, where, shown(expected), shown(actual)))
 
     def _base_model(self, base: Mapping[str, Any]) -> list[Fault]:
         where = f"base model {base['name']}"
@@ -321,9 +321,3 @@ def _hash_in(content: bytes) -> str:
         return hash_in(content, "")
     except WorkspaceError as error:
         return str(error)
-
-
-def _short(value: Any) -> str:
-    """As a fault shows it: what is no text as JSON, what is long by its digest."""
-    text = value if isinstance(value, str) else canonical_json(value).decode()
-    return text if len(text) <= 200 else f"SHA-256 {digest(value)} of {len(text):,} characters"

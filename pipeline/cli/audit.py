@@ -1,13 +1,23 @@
-"""Commands that ask where a version came from, what came of something, and whether all of it is still true."""
+"""Commands that ask where a version came from, what came of something, whether all of it is still true; and export it."""
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
 import click
 
 from pipeline.cli.common import EXIT_WRONG, as_json, print_json, without_collector
+
+
+def public_key(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """Refuse what is no public key."""
+    if value is not None and not re.fullmatch("[0-9a-f]{64}", value):
+        raise click.BadParameter(
+            f"got {value!r}; expected 64 hex characters, as `prefixline export --key` prints them"
+        )
+    return value
 
 
 @click.command()
@@ -70,14 +80,31 @@ def impact(
 
 @click.command()
 @click.argument("versions", required=False)
+@click.option(
+    "--offline", metavar="BUNDLE", type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Verify this folder, which `prefixline export` wrote, by itself: without a workspace, MLflow or a network.",
+)  # fmt: skip
+@click.option(
+    "--public-key", metavar="HEX", callback=public_key,
+    help="With --offline: by whom the bundle must be signed, 64 hex characters. Without it, who signed is only named.",
+)  # fmt: skip
 @as_json
 @click.pass_obj
-def verify(workspace: Path, versions: str | None, json_output: bool) -> None:
+def verify(
+    workspace: Path, versions: str | None, offline: Path | None, public_key: str | None, json_output: bool
+) -> None:
     """Hash every file of registered versions again, and follow them to everything they were made from.
 
     VERSIONS is NAME, NAME:NUMBER or NAME@STAGE; every version of every prefix if not given. What the DVC cache lacks is
     fetched from its remote. Exit code 0: nothing is wrong; 5: something is, and all of it is listed.
     """
+    if offline is not None:
+        if versions is not None:
+            raise click.UsageError("expected VERSIONS or --offline, not both: a bundle is verified by itself")
+        _verify_offline(offline, public_key, json_output)
+        return
+    if public_key is not None:
+        raise click.UsageError("--public-key is of use with --offline only")
     from pipeline.audit import verification
 
     found = verification.verify(workspace, versions)
@@ -91,4 +118,63 @@ def verify(workspace: Path, versions: str | None, json_output: bool) -> None:
         sys.exit(EXIT_WRONG)
 
 
-COMMANDS = (lineage, impact, verify)
+def _verify_offline(bundle: Path, public_key: str | None, json_output: bool) -> None:
+    from pipeline.export.offline import verify_offline
+
+    found = verify_offline(bundle, public_key)
+    if json_output:
+        print_json(found.to_json())
+    else:
+        from pipeline.show.terminal import show_signers, show_verification
+
+        show_verification(found.verification.to_json())
+        show_signers(found.signed_by, asked=public_key)
+    if not found.verification.sound:
+        sys.exit(EXIT_WRONG)
+
+
+@click.command()
+@click.argument("version")
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="DIR",
+    help="The folder to make; NAME-NUMBER in the current one if not given, for peft NAME-NUMBER-peft.",
+)  # fmt: skip
+@click.option(
+    "--format", "form", type=click.Choice(["bundle", "peft"]), default="bundle", show_default=True,
+    help="All that is needed to use and verify the version elsewhere, or its adapter alone, as PEFT loads it.",
+)  # fmt: skip
+@click.option(
+    "--key", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    help="The private key that signs the bundle's provenance; without it, the bundle is not signed.",
+)  # fmt: skip
+@as_json
+@click.pass_obj
+def export(
+    workspace: Path, version: str, out: Path | None, form: str, key: Path | None, json_output: bool
+) -> None:
+    """Write a registered version to a new folder, for use where there is no MLflow.
+
+    VERSION is NAME, NAME:NUMBER or NAME@STAGE; NAME alone is the newest. A bundle holds the adapter, the registered model,
+    the lineage record, the ledger of the prefix, OpenLineage events, SLSA provenance and a model card;
+    `prefixline verify --offline` verifies it by itself.
+    """
+    if form == "peft" and key is not None:
+        raise click.UsageError("--key signs a bundle's provenance, and --format peft has none")
+    from pipeline.export import bundle
+    from pipeline.keys import load_key
+
+    if form == "peft":
+        made = bundle.export_adapter(workspace, version, out)
+    else:
+        made = bundle.export_bundle(workspace, version, out, None if key is None else load_key(key))
+    if json_output:
+        print_json(made.to_json())
+    else:
+        click.echo(
+            f"{made.name} version {made.version}: {made.files:,} files, {made.bytes:,} bytes in {made.folder}"
+        )
+        if form == "bundle":
+            click.echo("not signed" if made.signed_by is None else f"signed by {made.signed_by}")
+
+
+COMMANDS = (lineage, impact, verify, export)

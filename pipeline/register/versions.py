@@ -303,7 +303,7 @@ def fetch(registry: Registry, verified: VerifiedVersion, adapters: Path) -> Fetc
     if not folder.exists():
         with new_folder(folder) as fresh, tempfile.TemporaryDirectory() as scratch:
             shutil.copytree(
-                _download(registry, version, ADAPTER_PATH, Path(scratch)), fresh, dirs_exist_ok=True
+                download(registry, version, ADAPTER_PATH, Path(scratch)), fresh, dirs_exist_ok=True
             )
             digest.verify(fresh, record.files)
     digest.verify(folder, record.files)
@@ -443,7 +443,7 @@ def _lineage(registry: Registry, version: RegisteredVersion) -> LineageRecord:
     if expected is None:
         raise RegistryError(f"{where}: has no lineage; it was not registered by prefixline")
     with tempfile.TemporaryDirectory() as scratch:
-        path = _download(registry, version, LINEAGE_PATH, Path(scratch))
+        path = download(registry, version, LINEAGE_PATH, Path(scratch))
         found = digest.sha256_file(path)
         if found != expected:
             raise IntegrityError(
@@ -453,8 +453,8 @@ def _lineage(registry: Registry, version: RegisteredVersion) -> LineageRecord:
         return LineageRecord.from_json(path.read_bytes())
 
 
-def _download(registry: Registry, version: RegisteredVersion, path: str, target: Path) -> Path:
-    """One file or folder of the version's model, below `target`.
+def download(registry: Registry, version: RegisteredVersion, path: str, target: Path) -> Path:
+    """One file or folder of the version's model, below `target`, not verified; where it lies there.
 
     From where the files lie: for a `models:/` address MLflow would ask its global registry (tried).
     """

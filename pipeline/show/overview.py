@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import re
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from pipeline import server_access
 from pipeline.base import base_model
-from pipeline.errors import DataError, RegistryError, WorkspaceError
+from pipeline.errors import DataError, WorkspaceError
 from pipeline.ledger import log
 from pipeline.ledger.history import history
 from pipeline.ledger.projection import out_of_step
 from pipeline.pins import previous_dataset
 from pipeline.register import registry, versions
+from pipeline.register.reference import parse
 from pipeline.register.registry import Registry
 from pipeline.show.pages import REPORTS
 from pipeline.state import row_ids_folder
@@ -81,7 +81,7 @@ def lineage_of(root: Path, reference: str) -> dict[str, Any]:
     """
     workspace = find_workspace(root)
     connection = _connect(workspace)
-    name, which = _parse(connection, reference)
+    name, which = parse(connection, reference)
     found = versions.lookup(connection, name, which)
     stages = list(found.version.stages)
     record = json.loads(found.record.to_json())
@@ -158,22 +158,6 @@ def data_card(root: Path, name: str) -> tuple[dict[str, Any], Path]:
 def _connect(workspace: Workspace) -> Registry:
     where = server_access.endpoints(workspace.root)
     return registry.connect(where.mlflow_uri, artifact_root=where.artifact_root)
-
-
-def _parse(connection: Registry, reference: str) -> tuple[str, str]:
-    if not re.fullmatch(r"[a-z][a-z0-9_-]*([:@][\w-]+)?", reference):
-        raise RegistryError(f"{reference!r} is no version's name; expected NAME, NAME:NUMBER or NAME@STAGE")
-    for separator in ("@", ":"):
-        name, found, which = reference.partition(separator)
-        if found and name and which:
-            return name, which
-    counting = [v for v in versions.list_versions(connection, reference) if v.duplicate_of is None]
-    if not counting:
-        raise RegistryError(
-            f"{reference}: no version is registered under this name; `prefixline status` lists them, "
-            "`prefixline retrain NAME` makes one"
-        )
-    return reference, counting[-1].version
 
 
 def _current_md5(workspace: Workspace, path: str) -> str | None:

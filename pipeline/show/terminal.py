@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -236,6 +236,19 @@ def show_verification(result: Mapping[str, Any]) -> None:
     looked = f"{len(versions):,} versions, {result['files']:,} files, {result['bytes']:,} bytes hashed in {result['seconds']:g} s"
     wrong = "nothing is wrong" if result["sound"] else f"{faults:,} {'fault' if faults == 1 else 'faults'}"
     console.print(f"[bold]{wrong}[/bold]: {looked}", soft_wrap=True)
+
+
+def show_signers(signed_by: Sequence[str], *, asked: str | None) -> None:
+    """Whose signature a bundle has, and what that says."""
+    console = _console()
+    if not signed_by:
+        console.print("not signed: whoever can write the bundle can have written all of it")
+    for key in signed_by:
+        console.print(f"signed by {key}", soft_wrap=True)
+    if signed_by and asked is None:
+        console.print(
+            "anybody can sign: compare the key with one you have from elsewhere, or pass it as --public-key"
+        )
 
 
 def _result(version: Mapping[str, Any]) -> str:
