@@ -63,8 +63,8 @@ def promote(
 
     Raises:
         ConflictError: somebody else was first, or something else than `expect` stands there.
-        RegistryError: there is no such version, it was not registered by prefixline, its verdict did not pass, or
-            the transition is not allowed.
+        RegistryError: there is no such version, it was not registered by prefixline, its verdict did not pass, it is
+            tainted, or the transition is not allowed.
         IntegrityError: the version's lineage record, or the ledger, is not what was written.
         UnreachableError: MLflow does not answer.
     """
@@ -78,6 +78,7 @@ def promote(
         state = enter(registry, name, number, **_digests(verified), actor=actor, reason="passed the gate")
     entered = state.registered[number]
     check_entered(entered, **_digests(verified))
+    _check_untainted(state, name, number)
     _check_expected(state, name, to, expect)
     stands = state.stage_of(number)
     if (to == "production" and stands != "staging") or (
@@ -98,7 +99,7 @@ def promote(
 def rollback(registry: Registry, name: str, *, reason: str, actor: str, expect: str | None = None) -> Moved:
     """Bring back to production what it held before, by the ledger; what it holds goes to archived.
 
-    A version that was archived by `archive` is passed over.
+    A version that was archived by `archive`, or that is tainted, is passed over.
 
     Args:
         expect: the version that must stand in production now, or `none`; None leaves that open.
@@ -114,6 +115,11 @@ def rollback(registry: Registry, name: str, *, reason: str, actor: str, expect: 
         raise RegistryError(
             f"{name}: production held nothing before {state.stages.get('production', 'now')} that it could go back to; "
             f"`prefixline history {name}` says what it held, `prefixline promote` moves another version there"
+            + (
+                f"; versions that saw a row which was to be erased are passed over: {', '.join(state.tainted)}"
+                if state.tainted
+                else ""
+            )
         )
     entered = state.registered[state.held_before[-1]]
     check_entered(entered, **_digests(_verified(registry, name, entered.version)))
@@ -164,6 +170,14 @@ def _digests(verified: VerifiedVersion) -> dict[str, str]:
     return {"lineage_digest": record.digest, "verdict_digest": record.verdict_digest}
 
 
+def _check_untainted(state: State, name: str, version: str) -> None:
+    for event in state.tainted.get(version, ()):
+        raise RegistryError(
+            f"{name} version {version} saw a row that was to be erased ({event.actor}, {event.time}: {event.reason}) and "
+            f"is never promoted; `prefixline retrain {name}` makes a version without it"
+        )
+
+
 def _check_expected(state: State, name: str, stage: Stage, expect: str | None) -> None:
     if expect is not None and expect != state.stages.get(stage, NONE):
         raise ConflictError(
@@ -192,6 +206,7 @@ def _append(registry: Registry, event: Event, repaired: tuple[OutOfStep, ...]) -
     name = event.prefix
     holder = log.claim(registry, event)
     if holder != event:
+        assert event.stage is not None
         state = log.read(registry, name).state
         raise ConflictError(
             f"{name}: {holder.actor} was first: {holder.sentence} at epoch {holder.epoch}, {holder.time}. "

@@ -9,10 +9,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pipeline.errors import IntegrityError
-from pipeline.ledger.events import NOTHING, Archived, Event, Registered, RolledBack, Stage, new_id, now
+from pipeline.ledger.events import (
+    NOTHING,
+    Archived,
+    Event,
+    Registered,
+    RolledBack,
+    Stage,
+    Tainted,
+    new_id,
+    now,
+)
 
 E = TypeVar("E", bound=Event)
 
@@ -28,6 +38,7 @@ class State:
         moved: {stage: the event that last changed what stands there}, also where nothing does now.
         registered: {version: its registration}.
         held_before: the versions that a rollback of production goes back to, newest last.
+        tainted: {version that saw rows which were to be erased: an event for each erasure}.
     """
 
     epoch: int = 0
@@ -36,6 +47,7 @@ class State:
     moved: Mapping[Stage, Event] = field(default_factory=lambda: MappingProxyType({}))
     registered: Mapping[str, Registered] = field(default_factory=lambda: MappingProxyType({}))
     held_before: tuple[str, ...] = ()
+    tainted: Mapping[str, tuple[Tainted, ...]] = field(default_factory=lambda: MappingProxyType({}))
 
     def stage_of(self, version: str) -> Stage | None:
         """Where `version` stands; None if nowhere."""
@@ -48,13 +60,18 @@ def following(
     *,
     prefix: str,
     version: str,
-    stage: Stage,
+    stage: Stage | None,
     actor: str,
     reason: str,
     lineage_digest: str,
     verdict_digest: str,
+    **own: Any,
 ) -> E:
-    """The event that `actor` would have happen now, after those that `state` came from; arguments as in `Event`."""
+    """The event that `actor` would have happen now, after those that `state` came from; arguments as in `Event`.
+
+    Args:
+        own: the fields that only this kind has.
+    """
     return kind(
         prefix=prefix,
         epoch=state.epoch + 1,
@@ -65,9 +82,10 @@ def following(
         reason=reason,
         version=version,
         stage=stage,
-        expected=state.stages.get(stage),
+        expected=None if stage is None else state.stages.get(stage),
         lineage_digest=lineage_digest,
         verdict_digest=verdict_digest,
+        **own,
     )
 
 
@@ -91,6 +109,7 @@ def fold(events: Iterable[Event]) -> State:
         moved=MappingProxyType(folding.moved),
         registered=MappingProxyType(folding.registered),
         held_before=tuple(folding.could_go_back_to()),
+        tainted=MappingProxyType(folding.tainted),
     )
 
 
@@ -102,13 +121,14 @@ class _Folding:
         self.moved: dict[Stage, Event] = {}
         self.registered: dict[str, Registered] = {}
         self.highest = 0
-        # Production's earlier holders; of these, what was put away by hand is passed over by a rollback.
+        # Production's earlier holders; of these, what was put away by hand or is tainted is passed over by a rollback.
         self.held_before: list[str] = []
         self.put_away: set[str] = set()
+        self.tainted: dict[str, tuple[Tainted, ...]] = {}
 
     def apply(self, event: Event) -> None:
         """Let `event` happen."""
-        stood = self.stages.get(event.stage)
+        stood = None if event.stage is None else self.stages.get(event.stage)
         if event.expected != stood:
             raise _misfit(
                 event,
@@ -119,6 +139,12 @@ class _Folding:
             return
         if event.version not in self.registered:
             raise _misfit(event, f"moves version {event.version}, which was never registered")
+        if isinstance(event, Tainted):
+            self._taint(event)
+            return
+        assert event.stage is not None
+        if event.version in self.tainted and not isinstance(event, Archived):
+            raise _misfit(event, f"moves version {event.version} to {event.stage}, though it is tainted")
         if stood == event.version:
             raise _misfit(event, f"moves version {event.version} to {event.stage}, where it stands already")
         production = self.stages.get("production")
@@ -139,7 +165,7 @@ class _Folding:
 
     def could_go_back_to(self) -> list[str]:
         """The versions that a rollback of production goes back to, newest last."""
-        held_before = [held for held in self.held_before if held not in self.put_away]
+        held_before = [held for held in self.held_before if not self._passed_over(held)]
         while held_before and held_before[-1] == self.stages.get("production"):
             held_before.pop()
         return held_before
@@ -155,12 +181,21 @@ class _Folding:
     def _go_back(self, event: RolledBack) -> None:
         while self.held_before:
             held = self.held_before.pop()
-            if held in self.put_away or held == event.expected:
+            if self._passed_over(held) or held == event.expected:
                 continue
             if held == event.version:
                 return
             raise _misfit(event, f"goes back to version {event.version}; production held {held} before")
         raise _misfit(event, f"goes back to version {event.version}, which production never held")
+
+    def _passed_over(self, held: str) -> bool:
+        return held in self.put_away or held in self.tainted
+
+    def _taint(self, event: Tainted) -> None:
+        before = self.tainted.get(event.version, ())
+        if any(earlier.row == event.row for earlier in before):
+            raise _misfit(event, f"taints version {event.version} by the same row a second time")
+        self.tainted[event.version] = (*before, event)
 
     def _place(self, event: Event, version: str, stage: Stage) -> None:
         for other in [other for other, held in self.stages.items() if held == version]:

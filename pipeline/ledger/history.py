@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from pipeline.ledger.events import STAGES, Event
+from pipeline.ledger.events import STAGES, Event, Tainted
 from pipeline.ledger.fold import fold
 from pipeline.ledger.log import Reading
 from pipeline.ledger.projection import out_of_step
@@ -21,8 +21,8 @@ def history(reading: Reading, at: datetime | None = None) -> dict[str, Any]:
 
     Returns:
         {prefix, at | null, stages {stage: version | null}, out_of_step [sentence] | null with `at`, events: [{epoch,
-        event, version, stage, expected, actor, time, reason, lineage_digest, verdict_digest, id, previous, sha256,
-        clock_behind}]}
+        event, version, stage | null where it moved nothing, expected, actor, time, reason, row: the digest of what was to
+        be erased | null, lineage_digest, verdict_digest, id, previous, sha256, clock_behind}]}
     """
     events = reading.events if at is None else up_to(reading.events, at)
     stages = fold(events).stages
@@ -40,6 +40,7 @@ def history(reading: Reading, at: datetime | None = None) -> dict[str, Any]:
                 "actor": event.actor,
                 "time": event.time,
                 "reason": event.reason,
+                "row": event.row if isinstance(event, Tainted) else None,
                 "lineage_digest": event.lineage_digest,
                 "verdict_digest": event.verdict_digest,
                 "id": event.id,
