@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from pipeline.params import PrefixEntry, SplitParams
 from pipeline.pins import WarmStart
 from pipeline.register import versions
 from pipeline.register.registry import Registry
-from pipeline.register.versions import VerifiedVersion
+from pipeline.register.versions import RegisteredVersion, VerifiedVersion
 from pipeline.state import adapters_folder
 
 
@@ -44,7 +44,7 @@ def resolve(
 
     Raises:
         PrefixError: the adapter is for another base, task or length, or, if registered, of other splits, whose
-            training rows may be test rows today.
+            training rows may be test rows today; or a folder's is that of a tainted version.
         AdapterError: the folder holds no whole adapter.
         RegistryError: there is no such version.
         IntegrityError: the version's record is not the one it was registered with.
@@ -52,7 +52,9 @@ def resolve(
     params = entry.prefix
     if params.initialisation == "adapter":
         assert params.adapter is not None
-        return _of_folder(root / params.adapter, params.adapter, entry, base)
+        start = _of_folder(root / params.adapter, params.adapter, entry, base)
+        _refuse_tainted(versions.with_adapter(registry, start.adapter_digest), params.adapter)
+        return start
     if params.initialisation != "version":
         return None
     if params.version is None:
@@ -134,6 +136,16 @@ def _of_folder(folder: Path, named: str, entry: PrefixEntry, base: ResolvedBase)
     _raise_if_any(_misfits(known, entry, base), f"the adapter in {folder}")
     manifest = {file: digest.sha256_file(folder / file) for file in _files()}
     return WarmStart(digest.digest(manifest), {"adapter": named})
+
+
+def _refuse_tainted(found: Iterable[RegisteredVersion], named: str) -> None:
+    """A folder is named on purpose, so there is nothing to fall back to."""
+    for version in found:
+        if version.tainted:
+            raise PrefixError(
+                f"prefix.adapter: {named} is the adapter of version {version.version} of {version.name}, which saw a row "
+                "that was to be erased; name another, or set prefix.initialisation: text"
+            )
 
 
 def _files() -> tuple[str, str]:

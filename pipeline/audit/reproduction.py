@@ -216,7 +216,6 @@ def _check_pins(pins: Any, record: LineageRecord) -> None:
             "data.md5": (pins["data"]["md5"], record.dataset["md5"]),
             "data.manifest": (pins["data"]["manifest"], record.dataset["manifest"]),
             "base_model.digest": (pins["base_model"]["digest"], record.base_model["digest"]),
-            "params.training.seed": (pins["params"]["training"]["seed"], record.seed),
             "warm_start": (pins.get("warm_start"), record.warm_start),
         }
     except (TypeError, LookupError) as error:

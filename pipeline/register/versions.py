@@ -217,6 +217,16 @@ def list_all(registry: Registry) -> tuple[RegisteredVersion, ...]:
     )
 
 
+def with_adapter(registry: Registry, adapter_digest: str) -> tuple[RegisteredVersion, ...]:
+    """The versions of all names whose adapter this is, by their tags."""
+    with registry.errors("looking for the versions with an adapter"):
+        found = list(
+            pages(registry.client.search_model_versions, f"tags.`{ADAPTER_DIGEST}` = '{adapter_digest}'")
+        )
+    states = {name: log.read(registry, name).state for name in {version.name for version in found}}
+    return tuple(_standing(version, states[version.name]) for version in found)
+
+
 def origin(registry: Registry, version: RegisteredVersion) -> Origin:
     """What a version was made from: by its tags, or by its verified lineage record where they do not say.
 

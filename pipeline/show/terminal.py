@@ -113,7 +113,7 @@ def show_history(told: Mapping[str, Any]) -> None:
         grid.add_column(column, justify="right" if column in ("epoch", "version") else "left")
     for row in told["events"]:
         what = f"promoted to {row['stage']}" if row["event"] == "promoted" else row["event"]
-        what += f"\nby row {row['row']}" if row["row"] else ""
+        what += f"\nby row {row['row'][:12]}" if row["row"] else ""
         before = f"\ninstead of {row['expected']}" if row["expected"] and row["stage"] != "archived" else ""
         time = datetime.fromisoformat(row["time"]).astimezone().isoformat(" ", "seconds")
         behind = "\nits clock is behind" if row["clock_behind"] else ""

@@ -9,7 +9,17 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from pipeline.ledger.events import NOTHING, STAGES, Archived, Event, Promoted, Registered, RolledBack, new_id
+from pipeline.ledger.events import (
+    NOTHING,
+    STAGES,
+    Archived,
+    Event,
+    Promoted,
+    Registered,
+    RolledBack,
+    Tainted,
+    new_id,
+)
 from pipeline.ledger.fold import fold
 from pipeline.register import versions
 from pipeline.register.registry import Registry, start_run
@@ -18,7 +28,7 @@ from tests import mlflow_world
 NAME = "reviews"
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
 HEX = st.text("0123456789abcdef", min_size=64, max_size=64)
-KINDS = (Registered, Promoted, RolledBack, Archived)
+KINDS = (Registered, Promoted, RolledBack, Archived, Tainted)
 
 
 @st.composite
@@ -40,6 +50,7 @@ def events(draw: st.DrawFn) -> Event:
         expected=draw(st.none() | number),
         lineage_digest=draw(HEX),
         verdict_digest=draw(HEX),
+        **({"row": draw(HEX)} if kind is Tainted else {}),
     )
 
 
@@ -64,12 +75,13 @@ def follow(chain: list[Event], kind: type[Event], version: str, **changes: Any) 
 
 
 def chain(*steps: str) -> list[Event]:
-    """The events of steps as `register 1`, `staging 1`, `production 1`, `rollback 1`, `archive 1`."""
+    """The events of steps as `register 1`, `staging 1`, `production 1`, `rollback 1`, `archive 1`, `taint 1`."""
     made: list[Event] = []
     for step in steps:
         what, version = step.split()
-        kind = {"register": Registered, "rollback": RolledBack, "archive": Archived}.get(what, Promoted)
-        changes = {"stage": what} if what in STAGES else {}
+        kinds = {"register": Registered, "rollback": RolledBack, "archive": Archived, "taint": Tainted}
+        kind = kinds.get(what, Promoted)
+        changes = {"stage": what} if what in STAGES else {"row": "c" * 64} if kind is Tainted else {}
         made.append(follow(made, kind, version, **changes))
     return made
 
