@@ -58,6 +58,8 @@ def test_every_command_has_help():
             " history",
             " impact",
             " verify",
+            " reproduce",
+            " erase",
             " data",
             " compare",
             " params",
@@ -78,7 +80,7 @@ def test_every_option_has_help():
 
 def test_every_reporting_command_can_print_json():
     reporting = set(
-        "init retrain status lineage promote rollback archive history impact verify data compare".split()
+        "init retrain status lineage promote rollback archive history impact verify reproduce erase data compare".split()
     )
     have = {
         name

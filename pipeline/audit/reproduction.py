@@ -108,7 +108,7 @@ def reproduce(
     Raises:
         RegistryError: there is no such version, or it was registered by hand.
         IntegrityError: something it was made from is not what was recorded.
-        BaseModelError: the base model is gone or is another.
+        BaseModelError: the base model is gone.
         WorkspaceError: its experiment or its data is gone.
         PrefixError: the adapter it went on from is gone.
         ExperimentError: a stage failed.
