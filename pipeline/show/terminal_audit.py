@@ -28,8 +28,8 @@ def show_reproduction(result: Mapping[str, Any]) -> None:
     for figure in result["metrics"]:
         said = "" if figure["within"] else "[red]too far off[/]"
         grid.add_row(
-            figure["system"],
-            figure["metric"],
+            plain(figure["system"]),
+            plain(figure["metric"]),
             _number(figure["recorded"]),
             _number(figure["now"]),
             f"{figure['tolerance']:g}",
