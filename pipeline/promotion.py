@@ -30,6 +30,7 @@ from pipeline.ledger.events import (
     Requested,
     RolledBack,
     Stage,
+    Tainted,
 )
 from pipeline.ledger.fold import Request, State, following
 from pipeline.ledger.projection import OutOfStep, project
@@ -111,13 +112,13 @@ class _Mover:
         )
 
     def append(self, state: State, make: Callable[[State], E | None]) -> E | None:
-        """Claim the next epoch for what `make` makes, as long as no version has moved since `state`.
+        """Claim the next epoch for what `make` makes, as long as no version has moved or was tainted since `state`.
 
         Returns:
             The event; None where `make` makes none, since it is not needed any more.
 
         Raises:
-            ConflictError: a version has moved.
+            ConflictError: one has moved, or was tainted.
         """
         before = state
         while (event := make(state)) is not None:
@@ -127,13 +128,14 @@ class _Mover:
         return None
 
     def unmoved(self, before: State) -> State:
-        """The state now, if no version has moved since `before`.
+        """The state now, if no version has moved or was tainted since `before`.
 
         Raises:
             ConflictError: one has. That is kept in the ledger, as a refusal after it.
         """
         reading = log.read(self.registry, self.entered.prefix)
-        first = next((each for each in reading.events[before.epoch :] if each.moves), None)
+        since = reading.events[before.epoch :]
+        first = next((each for each in since if each.moves or isinstance(each, Tainted)), None)
         if first is None:
             return reading.state
         said = f"{first.actor} was first: {first.sentence} at epoch {first.epoch}, {first.time}"
@@ -180,8 +182,8 @@ def promote(
     Raises:
         ConflictError: somebody else was first, or something else than `expect` stands there.
         RefusedError: a rule is not met.
-        RegistryError: there is no such version, it was not registered by prefixline, its verdict did not pass, or
-            the transition is not allowed.
+        RegistryError: there is no such version, it was not registered by prefixline, its verdict did not pass, it is
+            tainted, or the transition is not allowed.
         IntegrityError: the version's lineage record, or the ledger, is not what was written.
         UnreachableError: MLflow does not answer.
     """
@@ -195,6 +197,7 @@ def promote(
         state = enter(registry, name, number, **_digests(verified), actor=actor, reason="passed the gate")
     entered = state.registered[number]
     check_entered(entered, **_digests(verified))
+    _check_untainted(state, name, number)
     _check_expected(state, name, to, expect)
     _check_transition(state, name, number, to)
     _check_key(name, to, rules[to], key)
@@ -253,8 +256,8 @@ def rollback(
 ) -> Moved:
     """Bring back to production what it held before, by the ledger; what it holds goes to archived.
 
-    A version that was archived by `archive` is passed over. It takes a signature where production's rules ask for one,
-    and no approvals: it is what one does first when production is broken.
+    A version that was archived by `archive`, or that is tainted, is passed over. It takes a signature where production's
+    rules ask for one, and no approvals: it is what one does first when production is broken.
 
     Args:
         expect: the version that must stand in production now, or `none`; None leaves that open.
@@ -271,6 +274,11 @@ def rollback(
         raise RegistryError(
             f"{name}: production held nothing before {state.stages.get('production', 'now')} that it could go back to; "
             f"`prefixline history {name}` says what it held, `prefixline promote` moves another version there"
+            + (
+                f"; versions that saw a row which was to be erased are passed over: {', '.join(state.tainted)}"
+                if state.tainted
+                else ""
+            )
         )
     entered = state.registered[state.held_before[-1]]
     check_entered(entered, **_digests(_verified(registry, name, entered.version)))
@@ -346,6 +354,14 @@ def _verified(registry: Registry, name: str, version: str) -> VerifiedVersion:
 def _digests(verified: VerifiedVersion) -> dict[str, str]:
     record = verified.record
     return {"lineage_digest": record.digest, "verdict_digest": record.verdict_digest}
+
+
+def _check_untainted(state: State, name: str, version: str) -> None:
+    for event in state.tainted.get(version, ()):
+        raise RegistryError(
+            f"{name} version {version} saw a row that was to be erased ({event.actor}, {event.time}: {event.reason}) and "
+            f"is never promoted; `prefixline retrain {name}` makes a version without it"
+        )
 
 
 def _check_expected(state: State, name: str, stage: Stage, expect: str | None) -> None:

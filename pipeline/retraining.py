@@ -6,15 +6,13 @@ in any step leaves the registry as it was. `flows.retrain` says which steps are 
 
 from __future__ import annotations
 
-import shutil
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline import recording, warm_start
+from pipeline import recording, stage_output, warm_start
 from pipeline.actor import actor
 from pipeline.base import base_model
 from pipeline.base.base_model import ResolvedBase
@@ -57,7 +55,7 @@ def plan(folder: Path, name: str, *, prefect_run: str | None = None) -> Plan:
     entry = params.prefix(name)
     base = base_model.resolve(entry.base_model, params.base_model(name), workspace.root)
     connection = _connect(workspace)
-    start = warm_start.resolve(connection, workspace.root, name, entry, base)
+    start = warm_start.resolve(connection, workspace.root, name, entry, base, stage_output.to_stderr)
     if start is None:
         check_text(entry.prefix, base)
     dataset = snapshot.snapshot(
@@ -203,8 +201,8 @@ def run_experiment(plan: Plan) -> str:
                 workspace,
                 plan.name,
                 plan.run_key,
-                {WORKSPACE: str(root), **_forkserver(root), **_terminal()},
-                _to_stderr,
+                {WORKSPACE: str(root), **_forkserver(root), **stage_output.terminal()},
+                stage_output.to_stderr,
                 baseline=baseline,
             )
         push_outputs(workspace, experiment.commit, plan.name)
@@ -362,15 +360,3 @@ def _forkserver(root: Path) -> dict[str, str]:
     """Where the stages find libraries that are imported already, while `prefixline up` runs."""
     path = endpoints(root).forkserver
     return {} if path is None else {FORKSERVER: path}
-
-
-def _terminal() -> dict[str, str]:
-    """What lets the stages draw their bars: they write to a pipe, whose other end may be a terminal's."""
-    if not sys.stderr.isatty():
-        return {}
-    return {"TTY_COMPATIBLE": "1", "COLUMNS": str(shutil.get_terminal_size().columns)}
-
-
-def _to_stderr(text: str) -> None:
-    sys.stderr.write(text)
-    sys.stderr.flush()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +20,31 @@ from pipeline.params import PrefixEntry, SplitParams
 from pipeline.pins import WarmStart
 from pipeline.register import versions
 from pipeline.register.registry import Registry
-from pipeline.register.versions import VerifiedVersion
+from pipeline.register.versions import RegisteredVersion, VerifiedVersion
 from pipeline.state import adapters_folder
 
 
 def resolve(
-    registry: Registry, root: Path, name: str, entry: PrefixEntry, base: ResolvedBase
+    registry: Registry,
+    root: Path,
+    name: str,
+    entry: PrefixEntry,
+    base: ResolvedBase,
+    say: Callable[[str], None] = lambda line: None,
 ) -> WarmStart | None:
     """The adapter that the training of the prefix `name` goes on from; None where it begins anew.
 
     Nothing is fetched yet. Where `prefix.version` is null and nothing is in production, the training begins anew:
-    a prefix's first retraining could otherwise never be.
+    a prefix's first retraining could otherwise never be. It does so too where the version is tainted: what saw a row that
+    was to be erased is not gone on from.
 
     Args:
         root: the workspace's, which a relative `prefix.adapter` is taken from.
+        say: told where a tainted version is passed over.
 
     Raises:
         PrefixError: the adapter is for another base, task or length, or, if registered, of other splits, whose
-            training rows may be test rows today.
+            training rows may be test rows today; or a folder's is that of a tainted version.
         AdapterError: the folder holds no whole adapter.
         RegistryError: there is no such version.
         IntegrityError: the version's record is not the one it was registered with.
@@ -45,7 +52,9 @@ def resolve(
     params = entry.prefix
     if params.initialisation == "adapter":
         assert params.adapter is not None
-        return _of_folder(root / params.adapter, params.adapter, entry, base)
+        start = _of_folder(root / params.adapter, params.adapter, entry, base)
+        _refuse_tainted(versions.with_adapter(registry, start.adapter_digest), params.adapter)
+        return start
     if params.initialisation != "version":
         return None
     if params.version is None:
@@ -55,24 +64,44 @@ def resolve(
     else:
         prefix, which = re.split("[:@]", params.version)
         verified = versions.lookup(registry, prefix, which)
+    if verified.version.tainted:
+        say(
+            f"{name}: version {verified.version.version} of {verified.version.name} saw a row that was to be erased; the "
+            "training does not go on from it, but begins anew, as while nothing is in production\n"
+        )
+        return None
     return _of_version(verified, entry, base)
 
 
-def fetch(registry: Registry, root: Path, start: WarmStart) -> Path:
-    """The pinned adapter as a folder below the workspace `root`, its files hashed.
+def fetch(registry: Registry, root: Path, start: WarmStart, adapters: Path | None = None) -> Path:
+    """The pinned adapter as a folder in `adapters`, its files hashed.
+
+    Args:
+        root: the workspace's.
+        adapters: where adapters are kept by digest; those of the workspace if None.
 
     Raises:
         IntegrityError: they are no longer those that were pinned.
+        RegistryError: the version is gone.
+        PrefixError: the folder it was in is gone.
     """
-    folder = adapters_folder(root) / start.adapter_digest
+    kept = adapters_folder(root) / start.adapter_digest
+    adapters = adapters or adapters_folder(root)
+    folder = adapters / start.adapter_digest
     if "adapter" not in start.source:
         verified = versions.lookup(registry, start.source["prefix"], start.source["version"])
-        return versions.fetch(registry, verified, adapters_folder(root)).folder
-    source = root / start.source["adapter"]
+        return versions.fetch(registry, verified, adapters).folder
+    source = kept if kept.exists() else root / start.source["adapter"]
     if not folder.exists():
         with new_folder(folder) as fresh:
             for file in _files():
-                shutil.copyfile(source / file, fresh / file)
+                try:
+                    shutil.copyfile(source / file, fresh / file)
+                except FileNotFoundError:
+                    raise PrefixError(
+                        f"{source / file}: no such file; it is part of the adapter {start.adapter_digest} that the "
+                        "training went on from. Bring it back and run this again"
+                    ) from None
             _verify(fresh, start, f"{source} has changed since the retraining began; run it again:")
     _verify(folder, start, f"{folder} is not what it was; delete it and run the retraining again:")
     return folder
@@ -107,6 +136,16 @@ def _of_folder(folder: Path, named: str, entry: PrefixEntry, base: ResolvedBase)
     _raise_if_any(_misfits(known, entry, base), f"the adapter in {folder}")
     manifest = {file: digest.sha256_file(folder / file) for file in _files()}
     return WarmStart(digest.digest(manifest), {"adapter": named})
+
+
+def _refuse_tainted(found: Iterable[RegisteredVersion], named: str) -> None:
+    """A folder is named on purpose, so there is nothing to fall back to."""
+    for version in found:
+        if version.tainted:
+            raise PrefixError(
+                f"prefix.adapter: {named} is the adapter of version {version.version} of {version.name}, which saw a row "
+                "that was to be erased; name another, or set prefix.initialisation: text"
+            )
 
 
 def _files() -> tuple[str, str]:

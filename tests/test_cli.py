@@ -63,6 +63,8 @@ def test_every_command_has_help():
             " impact",
             " verify",
             " export",
+            " reproduce",
+            " erase",
             " data",
             " compare",
             " params",
@@ -83,7 +85,8 @@ def test_every_option_has_help():
 
 def test_every_reporting_command_can_print_json():
     reporting = set(
-        "init retrain status lineage promote approve rollback archive history impact verify export data compare".split()
+        "init retrain status lineage promote approve rollback archive history impact verify export reproduce erase "
+        "data compare".split()
     )
     have = {
         name

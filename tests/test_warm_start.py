@@ -13,6 +13,7 @@ from pipeline.base import base_model
 from pipeline.base.base_model import ResolvedBase
 from pipeline.digest import digest, manifest
 from pipeline.errors import AdapterError, IntegrityError, PrefixError, RegistryError
+from pipeline.ledger import tainting
 from pipeline.params import BaseModelParams, PrefixEntry, parse_params
 from pipeline.pins import WarmStart
 from pipeline.register import registry as mlflow_registry
@@ -199,3 +200,45 @@ def test_a_folder_without_an_adapter_or_for_another_length_is_refused(world: Wor
         PrefixError, match=r"the adapter in .*old: it has 4 positions, and prefix\.length is 5"
     ):
         world.resolve({"initialisation": "adapter", "adapter": "old", "length": 5})
+
+
+def taint(world: World) -> None:
+    tainting.taint(world.registry, "reviews", "1", row="e" * 64, actor="a", reason="asked for")
+
+
+@pytest.mark.parametrize("which", [None, "reviews@production", "reviews:1"])
+def test_a_training_does_not_go_on_from_a_tainted_version_and_says_so(
+    world: World, which: str | None
+) -> None:
+    world.register(stage="production")
+    taint(world)
+    said: list[str] = []
+    entry = world.entry({**OWN, "version": which})
+    found = warm_start.resolve(world.registry, world.root, "letters", entry, world.base, said.append)
+    if which is None:  # the prefix's own production, which is empty
+        found = warm_start.resolve(world.registry, world.root, "reviews", entry, world.base, said.append)
+    assert found is None
+    (line,) = said
+    assert "version 1 of reviews saw a row that was to be erased; the training does not go on from it" in line
+
+
+def test_a_folder_with_a_tainted_versions_adapter_is_refused(world: World) -> None:
+    world.register()
+    shutil.copytree(world.adapter, world.root / "old")
+    folder = {"initialisation": "adapter", "adapter": "old"}
+    assert world.resolve(folder) is not None
+    taint(world)
+    with pytest.raises(PrefixError, match="old is the adapter of version 1 of reviews, which saw a row"):
+        world.resolve(folder)
+
+
+def test_a_folder_that_is_gone_is_taken_from_what_was_kept_or_named(world: World) -> None:
+    shutil.copytree(world.adapter, world.root / "old")
+    found = world.resolve({"initialisation": "adapter", "adapter": "old"})
+    assert found is not None
+    shutil.rmtree(world.root / "old")
+    with pytest.raises(PrefixError, match=r"adapter_config\.json: no such file.*Bring it back"):
+        warm_start.fetch(world.registry, world.root, found)
+    shutil.copytree(world.adapter, world.root / ".prefixline/adapters" / found.adapter_digest)
+    elsewhere = warm_start.fetch(world.registry, world.root, found, world.root / "elsewhere")
+    assert manifest(elsewhere) == manifest(world.adapter)

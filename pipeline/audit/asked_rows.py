@@ -7,11 +7,10 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
-from typing import Any
 
 from pipeline.data.reading import BOM, FORMATS, Faults, data_files, preview, read_rows
 from pipeline.data.row_index import Columns, entry, key_digest
-from pipeline.data.staging import Plain, text_problem
+from pipeline.data.staging import Plain, text_problem, values
 from pipeline.errors import DataError
 
 _TEXT_SUFFIXES = (".txt", *FORMATS)
@@ -82,11 +81,11 @@ class AskedRows:
             if problem:
                 faults.add(where, f"column {preview(asked.key)}: {problem}")
                 continue
-            values, problem = _values(asked, label, rest[0], where) if whole else ([], None)
+            texts, problem = values(asked.task, label, rest[0], where) if whole else ([], None)
             if problem:
                 faults.add(where, f"column {preview(asked.value)}: {problem}")
             elif whole:
-                rows.append(tuple(entry(asked.task, key, value) for value in values))
+                rows.append(tuple(entry(asked.task, key, value) for value in texts))
             else:
                 rows.append((key_digest(key),))
         faults.raise_if_any(file)
@@ -121,17 +120,6 @@ def read(asked: str) -> AskedRows:
 
 
 _ESCAPE = "To look for a text that reads like a file's name, put it into a text file and name that"
-
-
-def _values(asked: Columns, label: Plain, value: Any, where: str) -> tuple[list[str], str | None]:
-    """The label, or the targets, or what is wrong with them."""
-    if asked.task == "classification":
-        text, problem = label.text(value, where)
-        return [text], problem
-    targets = value if isinstance(value, list) else [value]
-    if not targets:
-        return [], "got an empty list; expected a text or texts"
-    return targets, next(filter(None, map(text_problem, targets)), None)
 
 
 def _checked(text: str, where: str) -> str:

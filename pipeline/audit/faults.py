@@ -70,6 +70,7 @@ class Verified:
         by_hand: prefixline did not register it, so there is nothing to verify it by.
         faults: everything found wrong; empty where all is well.
         unchecked: the links that could not be followed, since what names them is not to be trusted.
+        tainted: it saw a row that was to be erased, by the ledger. That is no fault: nothing was changed.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Verified:
     by_hand: bool
     faults: tuple[Fault, ...]
     unchecked: tuple[Link, ...] = ()
+    tainted: bool = False
 
 
 @dataclass(frozen=True)

@@ -62,9 +62,9 @@ def impact(folder: Path, kind: Kind, asked: str) -> dict[str, Any]:
 
     Returns:
         {kind, asked, meant: the whole digest or null, rows: how many were asked about or null, searched: versions,
-        complete: whether it could be told of all of them, versions: [{name, version, stages, duplicate_of, why,
-        through, rows, dataset_md5}], unknown: [{name, version, stages, duplicate_of, why}], by_hand: [{name, version,
-        stages}]}
+        complete: whether it could be told of all of them, versions: [{name, version, stages, duplicate_of, tainted,
+        why, through, rows, dataset_md5}], unknown: [{name, version, stages, duplicate_of, tainted, why}], by_hand: [{name,
+        version, stages}]}
 
     Raises:
         RegistryError: `asked` is no digest, or the beginning of several.
@@ -128,6 +128,7 @@ def _described(version: RegisteredVersion) -> dict[str, Any]:
         "version": version.version,
         "stages": [stage for stage in STAGES if stage in version.stages],
         "duplicate_of": version.duplicate_of,
+        "tainted": version.tainted,
     }
 
 

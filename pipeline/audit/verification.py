@@ -137,6 +137,7 @@ def _verify(names: _Names, version: RegisteredVersion, sources: Sources, hashes:
         by_hand=found.by_hand,
         faults=tuple(sorted(set(found.faults), key=lambda fault: (order.index(fault.link), fault))),
         unchecked=unchecked,
+        tainted=version.tainted,
     )
 
 

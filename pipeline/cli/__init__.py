@@ -1,7 +1,8 @@
 """The `prefixline` command.
 
 Exit codes: 0 done (registered or unchanged), 1 error, 2 usage, 3 rejected by the gate, or refused by a rule or
-an approver, 4 somebody else moved a stage first, 5 verified and found wrong, 6 waiting for approval, 130 stopped by Ctrl-C.
+an approver, 4 somebody else moved a stage first, 5 verified and found wrong, or not reproduced, 6 waiting for
+approval, 130 stopped by Ctrl-C.
 What a program reads goes to stdout, what a person watches to stderr. Every command imports what it needs when
 it runs, so that `--help` answers at once.
 """
@@ -16,7 +17,7 @@ from typing import Any
 
 import click
 
-from pipeline.cli import audit, keys, stages, training, workspace
+from pipeline.cli import audit, erasure, keys, stages, training, workspace
 from pipeline.cli.common import EXIT_CONFLICT, EXIT_ERROR, EXIT_INTERRUPTED, EXIT_REJECTED
 from pipeline.errors import ConflictError, PrefixlineError, RefusedError, disk_fault
 from pipeline.show.printable import printable
@@ -40,7 +41,7 @@ class _Commands(click.Group):
             click.echo(f"error: {message}", err=True)
             ctx.exit(EXIT_ERROR)
         except KeyboardInterrupt:
-            resumes = ctx.invoked_subcommand in ("retrain", "compare")
+            resumes = ctx.invoked_subcommand in ("retrain", "compare", "erase")
             click.echo(
                 "stopped; nothing is lost: the same command goes on from the last checkpoint"
                 if resumes
@@ -71,5 +72,12 @@ def main(ctx: click.Context, workspace: Path) -> None:
     ctx.obj = workspace
 
 
-for command in (*workspace.COMMANDS, *training.COMMANDS, *stages.COMMANDS, *audit.COMMANDS, *keys.COMMANDS):
+for command in (
+    *workspace.COMMANDS,
+    *training.COMMANDS,
+    *stages.COMMANDS,
+    *audit.COMMANDS,
+    *erasure.COMMANDS,
+    *keys.COMMANDS,
+):
     main.add_command(command)

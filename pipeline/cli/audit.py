@@ -177,4 +177,54 @@ def export(
             click.echo("not signed" if made.signed_by is None else f"signed by {made.signed_by}")
 
 
-COMMANDS = (lineage, impact, verify, export)
+def _tolerances(ctx: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, float]:
+    """`accuracy=0.01` → {accuracy: 0.01}, among the defaults of the other metrics."""
+    from pipeline.audit.remade import DEFAULT_TOLERANCE
+
+    found = dict(DEFAULT_TOLERANCE)
+    for given in values:
+        metric, _, number = given.partition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            value = -1.0
+        if metric not in found or not 0 <= value < float("inf"):
+            raise click.BadParameter(
+                f"got {given!r}; expected METRIC=NUMBER, as accuracy=0.01, with one of {', '.join(found)}",
+                ctx,
+                option,
+            )
+        found[metric] = value
+    return found
+
+
+@click.command()
+@click.argument("version")
+@click.option(
+    "--tolerance", "tolerances", multiple=True, callback=_tolerances, metavar="METRIC=NUMBER",
+    help="How far a metric may be off, in its own unit, where the files are not the same to the bit; may be given for "
+    "several. If not given: accuracy, macro_f1, calibration_error and rouge_l 0.005, bleu and chrf 0.5, loss 0.01, "
+    "perplexity 0.1.",
+)  # fmt: skip
+@as_json
+@click.pass_obj
+def reproduce(workspace: Path, version: str, tolerances: dict[str, float], json_output: bool) -> None:
+    """Train a version again from its lineage record and compare. VERSION is NAME:NUMBER or NAME@STAGE.
+
+    Nothing is registered, and workspace and MLflow stay as they are. Exit code 0: the files are the same to the bit, or the
+    metrics are within the tolerance (it says which); 5: neither, and what differs is listed.
+    """
+    from pipeline.audit import reproduction
+
+    found = reproduction.reproduce(workspace, version, tolerances)
+    if json_output:
+        print_json(found.to_json())
+    else:
+        from pipeline.show.terminal_audit import show_reproduction
+
+        show_reproduction(found.to_json())
+    if not found.reproduced:
+        sys.exit(EXIT_WRONG)
+
+
+COMMANDS = (lineage, impact, verify, export, reproduce)

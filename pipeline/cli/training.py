@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,12 +24,7 @@ def retrain(workspace: Path, name: str, json_output: bool) -> None:
 
     Exit code 0: registered, or unchanged since the last time; 3: rejected by the gate.
     """
-    from pipeline.versioning.workspace import find_workspace
-
-    root = find_workspace(workspace).root
-    with without_collector():
-        from pipeline.retraining import already_done
-    outcome = already_done(root, name) or _run_flow(root, name)
+    outcome = retrain_prefix(workspace, name)
     if json_output:
         print_json(outcome.to_json())
     else:
@@ -39,13 +35,31 @@ def retrain(workspace: Path, name: str, json_output: bool) -> None:
         sys.exit(EXIT_REJECTED)
 
 
+def retrain_prefix(workspace: Path, name: str) -> Outcome:
+    """Retrain the prefix `name` by its Prefect flow, unless nothing has changed since the last time."""
+    from pipeline.versioning.workspace import find_workspace
+
+    root = find_workspace(workspace).root
+    with without_collector():
+        from pipeline.retraining import already_done
+    return already_done(root, name) or _run_flow(root, name)
+
+
 def _run_flow(root: Path, name: str) -> Outcome:
+    _start_prefect(root)
+    from flows.retrain import retrain_now
+
+    return retrain_now(root, name)
+
+
+@cache
+def _start_prefect(root: Path) -> None:
+    """Have Prefect and a server of its own ready, once however many prefixes are retrained."""
     wait_for_prefect = enter_prefect(root)
     with without_collector():
-        from flows.retrain import retrain_now
+        import flows.retrain  # noqa: F401  (while the server gets ready)
     if wait_for_prefect is not None:
         wait_for_prefect()
-    return retrain_now(root, name)
 
 
 @click.command()

@@ -144,6 +144,21 @@ class Plain:
         return (str(value) if kind == "whole number" else str(value).lower()), None
 
 
+def values(task: Task, label: Plain, value: Any, where: str) -> tuple[list[str], str | None]:
+    """A row's label, or its targets, as texts; or what is wrong with them.
+
+    Args:
+        label: the column of labels, which must be of one kind throughout.
+    """
+    if task == "classification":
+        text, problem = label.text(value, where)
+        return [text], problem
+    targets = value if isinstance(value, list) else [value]
+    if not targets:
+        return [], "got an empty list; expected a text or texts"
+    return targets, next(filter(None, map(text_problem, targets)), None)
+
+
 class _Writer:
     def __init__(self, path: Path, data: DataParams, task: Task, faults: Faults) -> None:
         self.path, self.data, self.task, self.faults = path, data, task, faults

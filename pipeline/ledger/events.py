@@ -1,5 +1,5 @@
-"""What has happened to the versions of a prefix, as values: registered, promoted, rolled back, archived; and what was
-asked and said about a promotion: requested, approved, refused, timed out.
+"""What has happened to the versions of a prefix, as values: registered, promoted, rolled back, archived, tainted; and
+what was asked and said about a promotion: requested, approved, refused, timed out.
 
 Laws (tested): `from_json(event.to_json()) == event`; equal events have equal bytes; two events are equal only if
 they are one and the same, since each has an id of its own; any other bytes give another event or an IntegrityError.
@@ -60,7 +60,7 @@ class Event:
         time: when, by the actor's clock, ISO 8601 in UTC with milliseconds. For people; the order is by epoch.
         reason: why, in the actor's words.
         version: the version that moves, or would.
-        stage: where it moves to, or would.
+        stage: where it moves to, or would; None for an event that is about no stage.
         expected: the version that stood there before; None if there was none.
         lineage_digest: SHA-256 of the version's lineage record.
         verdict_digest: SHA-256 of the gate's verdict in that record, as canonical JSON.
@@ -71,7 +71,7 @@ class Event:
     """
 
     kind: ClassVar[str]
-    stages: ClassVar[tuple[Stage, ...]]
+    stages: ClassVar[tuple[Stage | None, ...]]
     moves: ClassVar[bool] = True
     """Whether a version moves by it."""
     of_request: ClassVar[Literal["never", "maybe", "always"]] = "never"
@@ -86,7 +86,7 @@ class Event:
     time: str
     reason: str
     version: str
-    stage: Stage
+    stage: Stage | None
     expected: str | None
     lineage_digest: str
     verdict_digest: str
@@ -103,12 +103,14 @@ class Event:
 
     def to_json(self) -> bytes:
         """Canonical JSON: the bytes whose SHA-256 is `digest`."""
-        return canonical_json({"event": self.kind, **{name: getattr(self, name) for name in _FIELDS}})
+        return canonical_json(self._values())
 
     def signed_content(self) -> bytes:
         """What is signed: its canonical JSON with `signature` null."""
-        values = {name: getattr(self, name) for name in _FIELDS}
-        return canonical_json({"event": self.kind, **values, "signature": None})
+        return canonical_json({**self._values(), "signature": None})
+
+    def _values(self) -> dict[str, Any]:
+        return {"event": self.kind, **{field.name: getattr(self, field.name) for field in fields(self)}}
 
     @property
     def digest(self) -> str:
@@ -129,6 +131,7 @@ class Event:
             "approved": f"was approved for {self.stage}",
             "refused": f"was refused for {self.stage}",
             "timed out": f"was not approved for {self.stage} in time",
+            "tainted": "was tainted: it saw a row that was to be erased",
         }
         return f"version {self.version} {what[self.kind]}"
 
@@ -152,7 +155,7 @@ class Event:
         ):
             yield f"expected: got {self.expected!r}, expected a version's number or null"
         if self.stage not in self.stages:
-            yield f"stage: got {self.stage!r}, expected {' or '.join(self.stages)}"
+            yield f"stage: got {self.stage!r}, expected {' or '.join(map(str, self.stages))}"
         if (self.previous == NOTHING) is not (self.epoch == 1):
             yield f"previous: got {self.previous!r}, expected {NOTHING} for epoch 1, and for no other"
         if not isinstance(self.prefix, str) or not self.prefix:
@@ -257,12 +260,30 @@ class TimedOut(Event):
     of_request = "always"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tainted(Event):
+    """A version saw a row that was to be erased: it never moves up again. It stays where it stands.
+
+    Attributes:
+        row: SHA-256 of what was to be erased (`pipeline.audit.erasure.row_digest`), never the row itself.
+    """
+
+    kind = "tainted"
+    stages = (None,)
+    moves = False
+
+    row: str
+
+    def _problems(self) -> Iterator[str]:
+        yield from Event._problems(self)  # not super(), which slots break
+        if not (isinstance(self.row, str) and _DIGEST.fullmatch(self.row)):
+            yield f"row: got {self.row!r}, expected {_DIGEST.pattern}"
+
+
 _KINDS: Mapping[str, type[Event]] = {
     kind.kind: kind
-    for kind in (Registered, Promoted, RolledBack, Archived, Requested, Approved, Refused, TimedOut)
+    for kind in (Registered, Promoted, RolledBack, Archived, Requested, Approved, Refused, TimedOut, Tainted)
 }
-_FIELDS = tuple(field.name for field in fields(Event))
-_KEYS = frozenset({"event", *_FIELDS})
 _PATTERNS = {
     "previous": _DIGEST,
     "id": _ID,
@@ -289,11 +310,13 @@ def from_json(content: bytes) -> Event:
             f"format_version: got {raw.get('format_version')!r}, expected {FORMAT_VERSION}; "
             "a newer prefixline may have written it"
         )
-    if raw.keys() != _KEYS:
-        missing, unknown = sorted(_KEYS - raw.keys()), sorted(raw.keys() - _KEYS)
-        raise _not_an_event(f"missing keys: {missing}, unknown keys: {unknown}")
-    name = raw.pop("event")
+    name = raw.get("event")
     kind = _KINDS.get(name) if isinstance(name, str) else None
+    keys = {"event", *(field.name for field in fields(kind or Event))}
+    if raw.keys() != keys:
+        missing, unknown = sorted(keys - raw.keys()), sorted(raw.keys() - keys)
+        raise _not_an_event(f"missing keys: {missing}, unknown keys: {unknown}")
+    del raw["event"]
     if kind is None:
         raise _not_an_event(f"event: got {name!r}, expected one of {sorted(_KINDS)}")
     event = kind(**raw)

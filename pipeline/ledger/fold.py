@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import IntegrityError
 from pipeline.ledger.events import (
@@ -24,6 +24,7 @@ from pipeline.ledger.events import (
     Requested,
     RolledBack,
     Stage,
+    Tainted,
     new_id,
     now,
     signed,
@@ -60,6 +61,7 @@ class State:
         requests: {id: request} of those that are open: not carried out, refused or timed out, and neither the version
             asked for nor what stands in the stage has moved since.
         carried_out: {id of a promotion: the request that it carried out}.
+        tainted: {version that saw rows which were to be erased: an event for each erasure}.
     """
 
     epoch: int = 0
@@ -75,6 +77,7 @@ class State:
         """The open request that `version` be promoted to `stage`."""
         asked = ((request, request.asked) for request in self.requests.values())
         return next((request for request, by in asked if (by.version, by.stage) == (version, stage)), None)
+    tainted: Mapping[str, tuple[Tainted, ...]] = field(default_factory=lambda: MappingProxyType({}))
 
     def stage_of(self, version: str) -> Stage | None:
         """Where `version` stands; None if nowhere."""
@@ -87,18 +90,20 @@ def following(
     *,
     prefix: str,
     version: str,
-    stage: Stage,
+    stage: Stage | None,
     actor: str,
     reason: str,
     lineage_digest: str,
     verdict_digest: str,
     request: str | None = None,
     key: SigningKey | None = None,
+    **own: Any,
 ) -> E:
     """The event that `actor` would have happen now, after those that `state` came from; arguments as in `Event`.
 
     Args:
         key: what signs it; None for an event that nobody signs.
+        own: the fields that only this kind has.
     """
     return signed(
         kind,
@@ -112,10 +117,11 @@ def following(
         reason=reason,
         version=version,
         stage=stage,
-        expected=state.stages.get(stage),
+        expected=None if stage is None else state.stages.get(stage),
         lineage_digest=lineage_digest,
         verdict_digest=verdict_digest,
         request=request,
+        **own,
     )
 
 
@@ -141,6 +147,7 @@ def fold(events: Iterable[Event]) -> State:
         held_before=tuple(folding.could_go_back_to()),
         requests=MappingProxyType(folding.requests),
         carried_out=MappingProxyType(folding.carried_out),
+        tainted=MappingProxyType(folding.tainted),
     )
 
 
@@ -152,15 +159,16 @@ class _Folding:
         self.moved: dict[Stage, Event] = {}
         self.registered: dict[str, Registered] = {}
         self.highest = 0
-        # Production's earlier holders; of these, what was put away by hand is passed over by a rollback.
+        # Production's earlier holders; of these, what was put away by hand or is tainted is passed over by a rollback.
         self.held_before: list[str] = []
         self.put_away: set[str] = set()
         self.requests: dict[str, Request] = {}
         self.carried_out: dict[str, Request] = {}
+        self.tainted: dict[str, tuple[Tainted, ...]] = {}
 
     def apply(self, event: Event) -> None:
         """Let `event` happen."""
-        stood = self.stages.get(event.stage)
+        stood = None if event.stage is None else self.stages.get(event.stage)
         if event.expected != stood:
             raise _misfit(
                 event,
@@ -173,10 +181,15 @@ class _Folding:
             raise _misfit(event, f"is about version {event.version}, which was never registered")
         if event.request is not None:
             self._answer(event, event.request)
+        if isinstance(event, Tainted):
+            self._taint(event)
+        elif isinstance(event, Requested):
+            self.requests[event.id] = Request(event)
         if not event.moves:
-            if isinstance(event, Requested):
-                self.requests[event.id] = Request(event)
             return
+        assert event.stage is not None
+        if event.version in self.tainted and not isinstance(event, Archived):
+            raise _misfit(event, f"moves version {event.version} to {event.stage}, though it is tainted")
         if stood == event.version:
             raise _misfit(event, f"moves version {event.version} to {event.stage}, where it stands already")
         production = self.stages.get("production")
@@ -198,7 +211,7 @@ class _Folding:
 
     def could_go_back_to(self) -> list[str]:
         """The versions that a rollback of production goes back to, newest last."""
-        held_before = [held for held in self.held_before if held not in self.put_away]
+        held_before = [held for held in self.held_before if not self._passed_over(held)]
         while held_before and held_before[-1] == self.stages.get("production"):
             held_before.pop()
         return held_before
@@ -232,12 +245,21 @@ class _Folding:
     def _go_back(self, event: RolledBack) -> None:
         while self.held_before:
             held = self.held_before.pop()
-            if held in self.put_away or held == event.expected:
+            if self._passed_over(held) or held == event.expected:
                 continue
             if held == event.version:
                 return
             raise _misfit(event, f"goes back to version {event.version}; production held {held} before")
         raise _misfit(event, f"goes back to version {event.version}, which production never held")
+
+    def _passed_over(self, held: str) -> bool:
+        return held in self.put_away or held in self.tainted
+
+    def _taint(self, event: Tainted) -> None:
+        before = self.tainted.get(event.version, ())
+        if any(earlier.row == event.row for earlier in before):
+            raise _misfit(event, f"taints version {event.version} by the same row a second time")
+        self.tainted[event.version] = (*before, event)
 
     def _place(self, event: Event, version: str, stage: Stage) -> None:
         for other in [other for other, held in self.stages.items() if held == version]:

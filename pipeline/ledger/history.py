@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from pipeline.ledger.events import STAGES, Event
+from pipeline.ledger.events import STAGES, Event, Tainted
 from pipeline.ledger.fold import Request, fold
 from pipeline.ledger.log import Reading
 from pipeline.ledger.projection import out_of_step
@@ -22,8 +22,9 @@ def history(reading: Reading, at: datetime | None = None) -> dict[str, Any]:
     Returns:
         {prefix, at | null, stages {stage: version | null}, out_of_step [sentence] | null with `at`, requests: [{id,
         version, stage, expected, actor, key | null, epoch, reason, approvals: [{actor, key, epoch}]}] that are open, events:
-        [{epoch, event, version, stage, expected, actor, time, reason, request | null, key | null, signature | null,
-        lineage_digest, verdict_digest, id, previous, sha256, clock_behind}]}
+        [{epoch, event, version, stage | null where it is about none, expected, actor, time, reason, request | null,
+        row: the digest of what was to be erased | null, key | null, signature | null, lineage_digest, verdict_digest, id,
+        previous, sha256, clock_behind}]}
     """
     events = reading.events if at is None else up_to(reading.events, at)
     state = fold(events)
@@ -44,6 +45,7 @@ def history(reading: Reading, at: datetime | None = None) -> dict[str, Any]:
                 "request": event.request,
                 "key": event.key,
                 "signature": event.signature,
+                "row": event.row if isinstance(event, Tainted) else None,
                 "lineage_digest": event.lineage_digest,
                 "verdict_digest": event.verdict_digest,
                 "id": event.id,

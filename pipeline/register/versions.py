@@ -17,7 +17,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,7 @@ class RegisteredVersion:
         stages: where it stands, by the ledger: one stage, or none.
         duplicate_of: the version with the same run key that counts instead; None for one that counts.
         source: where MLflow says that its files lie.
+        tainted: whether it saw a row that was to be erased, by the ledger.
     """
 
     name: str
@@ -67,6 +68,7 @@ class RegisteredVersion:
     tags: dict[str, str]
     duplicate_of: str | None = None
     source: str | None = None
+    tainted: bool = False
 
 
 @dataclass(frozen=True)
@@ -213,6 +215,16 @@ def list_all(registry: Registry) -> tuple[RegisteredVersion, ...]:
         for name, versions in ours.items()
         for version in sorted(versions, key=lambda version: int(version.version))
     )
+
+
+def with_adapter(registry: Registry, adapter_digest: str) -> tuple[RegisteredVersion, ...]:
+    """The versions of all names whose adapter this is, by their tags."""
+    with registry.errors("looking for the versions with an adapter"):
+        found = list(
+            pages(registry.client.search_model_versions, f"tags.`{ADAPTER_DIGEST}` = '{adapter_digest}'")
+        )
+    states = {name: log.read(registry, name).state for name in {version.name for version in found}}
+    return tuple(_standing(version, states[version.name]) for version in found)
 
 
 def origin(registry: Registry, version: RegisteredVersion) -> Origin:
@@ -420,8 +432,10 @@ def _with_run_key(registry: Registry, name: str, run_key: str) -> list[ModelVers
 
 
 def _standing(version: ModelVersion, state: State) -> RegisteredVersion:
-    stage = state.stage_of(str(version.version))
-    return _describe(version, () if stage is None else (stage,))
+    number = str(version.version)
+    stage = state.stage_of(number)
+    described = _describe(version, () if stage is None else (stage,))
+    return replace(described, tainted=number in state.tainted)
 
 
 def _describe(version: ModelVersion, stages: Iterable[str]) -> RegisteredVersion:

@@ -28,7 +28,7 @@ def overview(root: Path) -> dict[str, Any]:
 
     Returns:
         {workspace, commit, servers {mlflow, prefect} | null, prefixes: [{name, task, base_model, dataset {path,
-        md5 | null}, schedule | null, versions: [{version, stages, run_key, dataset_md5}], out_of_step [sentence], last
+        md5 | null}, schedule | null, versions: [{version, stages, tainted, run_key, dataset_md5}], out_of_step [sentence], last
         {outcome, run} | null}]}
     """
     workspace = find_workspace(root)
@@ -49,6 +49,7 @@ def overview(root: Path) -> dict[str, Any]:
                     {
                         "version": version.version,
                         "stages": list(version.stages),
+                        "tainted": version.tainted,
                         "run_key": version.run_key,
                         "dataset_md5": version.tags.get(versions.DATASET_MD5),
                     }

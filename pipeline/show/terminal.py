@@ -19,18 +19,13 @@ from pipeline.ledger.fold import State
 from pipeline.outcome import Outcome
 from pipeline.promotion import Waiting
 from pipeline.show import compare_page
-from pipeline.show.printable import printable
+from pipeline.show.console import console as _console
+from pipeline.show.console import plain as _plain
 
 CLASSES_SHOWN = 20
 QUANTILES_SHOWN = ("min", "median", "p95", "max")
 
 _STYLE = {"passed": "green", "FAILED": "bold red"}
-
-
-def _console() -> Console:
-    # A pipe has no width; tables that are cut there lose digests.
-    console = Console(highlight=False, soft_wrap=False)
-    return console if console.is_terminal else Console(highlight=False, width=160)
 
 
 def show_outcome(outcome: Outcome) -> None:
@@ -66,7 +61,9 @@ def show_overview(state: Mapping[str, Any]) -> None:
         grid.add_column(column)
     for prefix in state["prefixes"]:
         newest = prefix["versions"][-1] if prefix["versions"] else None
-        stages = [f"{stage}: {v['version']}" for v in prefix["versions"] for stage in v["stages"]]
+        stages = [
+            f"{stage}: {v['version']}{_tainted(v)}" for v in prefix["versions"] for stage in v["stages"]
+        ]
         last, md5 = prefix["last"], prefix["dataset"]["md5"]
         grid.add_row(
             prefix["name"],
@@ -147,6 +144,7 @@ def show_history(told: Mapping[str, Any]) -> None:
             "refused": "refused for",
         }
         what = f"{joined[row['event']]} {row['stage']}" if row["event"] in joined else row["event"]
+        what += f"\nby row {row['row'][:12]}" if row["row"] else ""
         moved = row["event"] in ("promoted", "rolled back", "registered")
         before = f"\ninstead of {row['expected']}" if moved and row["expected"] else ""
         by = "" if row["key"] is None else f"\nsigned by {row['signed_by'] or 'the key ' + row['key'][:16]}"
@@ -173,9 +171,8 @@ def show_history(told: Mapping[str, Any]) -> None:
     _show_out_of_step(console, told["prefix"], told["out_of_step"] or ())
 
 
-def _plain(text: str) -> str:
-    """Somebody's words, without what would steer the terminal."""
-    return escape(printable(text))
+def _tainted(version: Mapping[str, Any]) -> str:
+    return " (tainted)" if version["tainted"] else ""
 
 
 def _stages(stages: Mapping[Any, str | None]) -> str:
@@ -257,6 +254,8 @@ def _result(version: Mapping[str, Any]) -> str:
         said.append("registered by hand, without lineage")
     if version["duplicate_of"]:
         said.append(f"a duplicate of version {_plain(version['duplicate_of'])}")
+    if version["tainted"]:
+        said.append("tainted: it saw a row that was to be erased")
     count = len(version["faults"])
     said.append(f"[red]{count} {'fault' if count == 1 else 'faults'}[/]" if count else "[green]sound[/]")
     return ", ".join(said)
@@ -348,7 +347,7 @@ def _reasons(versions: Iterable[Mapping[str, Any]]) -> Table:
         grid.add_row(
             _plain(version["name"]),
             f"{version['version']}{duplicate}",
-            "\n".join(version["stages"]) or "none",
+            ("\n".join(version["stages"]) or "none") + _tainted(version),
             _plain(version["why"]),
         )
     return grid

@@ -104,15 +104,15 @@ def run_experiment(
         _check_data(workspace, name, start)
         shutil.rmtree(folder, ignore_errors=True)  # a killed run's; we hold the lock, so nobody is in it
         try:
-            copy = _copy(workspace, folder, start)
+            copy = copy_commit(workspace, folder, start)
             experiment = _name(name, run_key)
             log = folder / "dvc.log"
             targets = [f"{stage}@{name}" for stage in STAGES]
             arguments = ["exp", "run", "--name", experiment, "--message", f"Retrain {name}", *targets]
-            status, tail = _run(workspace, copy, log, arguments, env, on_output, lock)
+            status, tail = run_dvc(workspace, copy, log, arguments, env, on_output, lock)
             said = log.read_text(errors="replace")
             if status != 0:
-                raise ExperimentError(_explain(name, status, tail, said))
+                raise ExperimentError(explain(name, status, tail, said))
             ran = tuple(stage for stage in STAGES if f"Running stage '{stage}@{name}'" in said)
             source = f"refs/exps/{start[:2]}/{start[2:]}/{experiment}"
             commit = _fetch_commit(workspace, copy, source)
@@ -137,8 +137,12 @@ def _check_data(workspace: Workspace, name: str, commit: str) -> None:
         check_cached(repo, pins["data"]["md5"], pins["data"]["manifest"], f"the data of {name}")
 
 
-def _copy(workspace: Workspace, folder: Path, commit: str) -> Path:
-    """A clone of the workspace at `commit` in `folder/copy`, with its own DVC state and the workspace's cache."""
+def copy_commit(workspace: Workspace, folder: Path, commit: str) -> Path:
+    """A clone of the workspace at `commit` in `folder/copy`, with its own DVC state and the workspace's cache.
+
+    Args:
+        folder: made here; it also gets DVC's own state and the interpreter that the stages are started with.
+    """
     with dvc_repo.opened(workspace.root) as repo:
         cache = repo.cache.local_cache_dir
     folder.mkdir(parents=True)
@@ -164,7 +168,7 @@ def _copy(workspace: Workspace, folder: Path, commit: str) -> Path:
     return copy
 
 
-def _run(
+def run_dvc(
     workspace: Workspace,
     copy: Path,
     log: Path,
@@ -174,6 +178,12 @@ def _run(
     lock: int,
 ) -> tuple[int, str]:
     """DVC in a process group of its own; (exit status, the end of what the stages printed).
+
+    Args:
+        copy: where, as `copy_commit` made it.
+        log: the file that gets what DVC itself says.
+        env: added to the environment of the stages; its PREFIXLINE_WORKSPACE takes the place of `workspace`.
+        lock: the descriptor of a lock that is held as long as DVC or a stage lives.
 
     Any exception here, Ctrl-C's or `on_output`'s, is passed on after the group has ended.
     """
@@ -247,7 +257,7 @@ def _fetch_commit(workspace: Workspace, copy: Path, reference: str) -> str:
     return commit
 
 
-def _explain(name: str, status: int, tail: str, said: str) -> str:
+def explain(name: str, status: int, tail: str, said: str) -> str:
     """The failed stage and its own words; DVC's only where that stage did not speak."""
     failed = re.search(r"failed to reproduce '(\w+)@", said)
     where = f"stage {failed[1]} of {name} failed" if failed else f"the experiment of {name} failed"

@@ -9,6 +9,7 @@ import pytest
 
 from tests.audit import verify_world
 from tests.audit.verify_world import World
+from tests.line import Line, make_line
 
 KEYS = {"alpha:1": "1" * 64, "alpha:2": "2" * 64, "beta:1": "3" * 64}
 
@@ -42,3 +43,11 @@ def world(made: tuple[World, Path]) -> Iterator[World]:
 def untouched(made: tuple[World, Path]) -> World:
     """The world, to look at and to leave as it is."""
     return made[0]
+
+
+@pytest.fixture(scope="session")
+def trained_line(tmp_path_factory: pytest.TempPathFactory) -> Line:
+    """A real workspace whose prefix `words` has been retrained once: version 1, which nobody may change or remove."""
+    line = make_line(tmp_path_factory.mktemp("line"))
+    assert line.json("retrain", "words")["version"] == "1"
+    return line

@@ -54,7 +54,7 @@ def test_a_name_or_a_file_cannot_steer_the_terminal(capsys: pytest.CaptureFixtur
     show_verification(
         Verification((Verified("[bold]x\x1b[31m", "1", (), None, True, (fault,)),), (), 1, 1, 1).to_json()
     )
-    version = {"name": "[red]y\x1b[2J", "version": "1", "stages": [], "duplicate_of": None}
+    version = {"name": "[red]y\x1b[2J", "version": "1", "stages": [], "duplicate_of": None, "tainted": False}
     show_impact(
         {"kind": "base", "asked": "b" * 8, "meant": None, "rows": None, "searched": 1, "versions": [],
          "unknown": [{**version, "why": "\x1b[5m"}], "by_hand": [version]}

@@ -55,6 +55,7 @@ def test_a_changed_byte_gives_another_event_or_is_refused(event: Event, data: st
         ({"version": 1}, "version: got 1"),
         ({"expected": "none"}, "expected: got 'none'"),
         ({"stage": "production"}, "stage: got 'production', expected candidate"),
+        ({"row": "c" * 64}, r"unknown keys: \['row'\]"),
         ({"prefix": ""}, "prefix: got ''"),
         ({"actor": " "}, "actor: got ' ', expected some words"),
         ({"reason": "x" * (REASON_LIMIT + 1)}, "reason: got 100,001 characters, expected at most 100,000"),

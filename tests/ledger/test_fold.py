@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import IntegrityError
-from pipeline.ledger.events import Archived, Event, Promoted, Registered, RolledBack
+from pipeline.ledger.events import Archived, Event, Promoted, Registered, RolledBack, Tainted
 from pipeline.ledger.fold import State, fold
 from tests.ledger import world
 
@@ -156,3 +156,38 @@ def test_who_moved_a_stage_last_is_known_also_where_nothing_stands_now():
     done = world.chain("register 1", "staging 1", "production 1")
     state = fold(done)
     assert state.moved == {"candidate": done[1], "staging": done[2], "production": done[2]}
+
+
+def test_a_tainted_version_stays_where_it_stands_and_a_rollback_passes_over_it():
+    steps = in_production("1", "2", "3")
+    made = world.chain(*steps, "taint 3", "taint 2")
+    before, after = fold(made[:-2]), fold(made)
+    assert (after.stages, after.moved) == (before.stages, before.moved)
+    assert list(after.tainted) == ["3", "2"]
+    assert (before.held_before, after.held_before) == (("1", "2"), ("1",))
+    assert fold(world.chain(*steps, "taint 2", "rollback 1")).stages["production"] == "1"
+    assert fold(world.chain(*steps, "taint 3", "archive 3")).stages["archived"] == "3"
+
+
+@pytest.mark.parametrize(
+    ("steps", "problem"),
+    [
+        ("register 1, taint 1, staging 1", "moves version 1 to staging, though it is tainted"),
+        ("register 1, staging 1, taint 1, production 1", "to production, though it is tainted"),
+        ("register 1, taint 1, taint 1", "taints version 1 by the same row a second time"),
+        ("register 1, taint 2", "version 2, which was never registered"),
+        (
+            ", ".join([*in_production("1", "2"), "taint 1", "rollback 1"]),
+            "to production, though it is tainted",
+        ),
+    ],
+)
+def test_what_a_tainted_version_never_does_is_refused(steps: str, problem: str):
+    with pytest.raises(IntegrityError, match=problem):
+        fold(world.chain(*steps.split(", ")))
+
+
+def test_a_version_is_tainted_by_each_of_several_rows():
+    made = world.chain("register 1", "taint 1")
+    made.append(world.follow(made, Tainted, "1", row="d" * 64))
+    assert [event.row for event in fold(made).tainted["1"]] == ["c" * 64, "d" * 64]

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline import promotion
 from pipeline.errors import ConflictError, IntegrityError, RegistryError, UnreachableError
-from pipeline.ledger import fold, log, registration
+from pipeline.ledger import fold, log, registration, tainting
 from pipeline.ledger.events import STAGES, Archived, Event, Promoted, Registered, RolledBack
 from pipeline.ledger.history import history, up_to
 from pipeline.ledger.projection import out_of_step, project
@@ -433,3 +433,46 @@ def test_entering_a_version_again_enters_nothing(registry: Registry, tmp_path: P
             reason="again",
         )
     assert log.read(registry, NAME).events == (entered,)
+
+
+def taint(registry: Registry, version: str, row: str = "e" * 64) -> bool:
+    return tainting.taint(registry, NAME, version, row=row, actor=BOB, reason="asked for")
+
+
+def test_a_tainted_version_is_neither_promoted_nor_rolled_back_to(registry: Registry, tmp_path: Path):
+    for number in ("1", "2", "3"):
+        world.register(registry, tmp_path, number)
+    for number in ("1", "2"):
+        promote(registry, number, "staging")
+        promote(registry, number, "production")
+    promote(registry, "3", "staging")
+    assert [taint(registry, number) for number in ("3", "1")] == [True, True]
+    for to in ("staging", "production"):
+        with pytest.raises(
+            RegistryError, match=r"version 3 saw a row that was to be erased .*bob.*asked for.*never"
+        ):
+            promote(registry, "3", to)
+    with pytest.raises(RegistryError, match=r"held nothing before 2.*passed over: 3, 1"):
+        promotion.rollback(registry, NAME, reason="worse", actor=ALICE)
+    assert aliases(registry) == {"archived": "1", "production": "2", "staging": "3"}
+    assert (
+        promotion.archive(registry, NAME, "3", reason="tainted", actor=ALICE).state.stages["archived"] == "3"
+    )
+
+
+def test_tainting_moves_nothing_happens_once_for_each_row_and_is_told_by_history(
+    registry: Registry, tmp_path: Path
+):
+    world.register(registry, tmp_path, "1")
+    before = log.read(registry, NAME)
+    assert [taint(registry, "1"), taint(registry, "1"), taint(registry, "1", "f" * 64)] == [True, False, True]
+    after = log.read(registry, NAME)
+    assert (after.state.stages, after.aliases) == (before.state.stages, before.aliases)
+    assert after.anchor is not None
+    assert after.anchor.epoch == after.state.epoch == 3
+    rows = [(row["event"], row["stage"], row["row"]) for row in history(after)["events"]]
+    assert rows[1:] == [("tainted", None, "e" * 64), ("tainted", None, "f" * 64)]
+    (version,) = versions.list_versions(registry, NAME)
+    assert version.tainted
+    with pytest.raises(RegistryError, match="knows no version 9"):
+        taint(registry, "9")

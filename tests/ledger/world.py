@@ -22,6 +22,7 @@ from pipeline.ledger.events import (
     Registered,
     Requested,
     RolledBack,
+    Tainted,
     TimedOut,
     new_id,
     signed,
@@ -34,7 +35,7 @@ from tests import mlflow_world
 NAME = "reviews"
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
 HEX = st.text("0123456789abcdef", min_size=64, max_size=64)
-KINDS = (Registered, Promoted, RolledBack, Archived, Requested, Approved, Refused, TimedOut)
+KINDS = (Registered, Promoted, RolledBack, Archived, Requested, Approved, Refused, TimedOut, Tainted)
 
 
 def key(number: int) -> SigningKey:
@@ -70,6 +71,7 @@ def events(draw: st.DrawFn) -> Event:
         expected=draw(st.none() | number),
         lineage_digest=draw(HEX),
         verdict_digest=draw(HEX),
+        **({"row": draw(HEX)} if kind is Tainted else {}),
     )
 
 
@@ -95,12 +97,13 @@ def follow(chain: list[Event], kind: type[Event], version: str, **changes: Any) 
 
 
 def chain(*steps: str) -> list[Event]:
-    """The events of steps as `register 1`, `staging 1`, `production 1`, `rollback 1`, `archive 1`."""
+    """The events of steps as `register 1`, `staging 1`, `production 1`, `rollback 1`, `archive 1`, `taint 1`."""
     made: list[Event] = []
     for step in steps:
         what, version = step.split()
-        kind = {"register": Registered, "rollback": RolledBack, "archive": Archived}.get(what, Promoted)
-        changes = {"stage": what} if what in STAGES else {}
+        kinds = {"register": Registered, "rollback": RolledBack, "archive": Archived, "taint": Tainted}
+        kind = kinds.get(what, Promoted)
+        changes = {"stage": what} if what in STAGES else {"row": "c" * 64} if kind is Tainted else {}
         made.append(follow(made, kind, version, **changes))
     return made
 
