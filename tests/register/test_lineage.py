@@ -122,6 +122,7 @@ def _key(entry: PrefixEntry, **changes: Any) -> str:
     "same",
     [
         {"schedule": {"cron": "0 3 * * *"}},
+        {"promotion": {"staging": {"smoke_test": True}}},
         {"training": {"checkpoint_seconds": 5}},
         {"training": {"processes": 2}},
         {"data": {"path": "data/moved.jsonl"}},
