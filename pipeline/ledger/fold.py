@@ -6,7 +6,7 @@ one stage, and what stands anywhere was registered; an event that does not fit t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TypeVar
@@ -92,6 +92,18 @@ def fold(events: Iterable[Event]) -> State:
         registered=MappingProxyType(folding.registered),
         held_before=tuple(folding.could_go_back_to()),
     )
+
+
+def standing_after_each(events: Iterable[Event]) -> Iterator[dict[Stage, str]]:
+    """What stood in each stage after each of `events`, which are a whole chain from epoch 1.
+
+    Raises:
+        IntegrityError: as `fold`.
+    """
+    folding = _Folding()
+    for event in events:
+        folding.apply(event)
+        yield dict(folding.stages)
 
 
 class _Folding:

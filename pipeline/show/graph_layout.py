@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 Point = tuple[float, float]
 Edge = tuple[str, str]
@@ -54,7 +55,7 @@ class Layout:
     routes: Mapping[Edge, tuple[Point, ...]]
 
 
-def layout(nodes: Sequence[str], edges: Iterable[Edge], sizes: Sizes = Sizes()) -> Layout:  # noqa: B008 (frozen)
+def layout(nodes: Sequence[str], edges: Iterable[Edge], sizes: Sizes = Sizes()) -> Layout:
     """Lay out a graph.
 
     Args:
@@ -171,9 +172,7 @@ def _slots(
     return neighbours, columns
 
 
-def _order(
-    columns: list[list[_Slot]], neighbours: Mapping[_Slot, tuple[list[_Slot], list[_Slot]]]
-) -> None:
+def _order(columns: list[list[_Slot]], neighbours: Mapping[_Slot, tuple[list[_Slot], list[_Slot]]]) -> None:
     """Sort every layer by where its neighbours stand, from left to right and back."""
     for sweep in range(_SWEEPS):
         side = sweep % 2
@@ -203,7 +202,7 @@ def _heights(
     def apart(column: Sequence[_Slot]) -> list[float]:
         """How far each middle must at least lie below the first one."""
         offsets = [0.0]
-        for above, below in zip(column, column[1:], strict=False):
+        for above, below in pairwise(column):
             offsets.append(offsets[-1] + (height(above) + height(below)) / 2 + sizes.space)
         return offsets
 
@@ -216,7 +215,9 @@ def _heights(
             wanted = []
             for slot in column:
                 joined = [*neighbours[slot][0], *neighbours[slot][1]]
-                wanted.append(sum(middle[other] for other in joined) / len(joined) if joined else middle[slot])
+                wanted.append(
+                    sum(middle[other] for other in joined) / len(joined) if joined else middle[slot]
+                )
             offsets = apart(column)
             settled = _rising([y - offset for y, offset in zip(wanted, offsets, strict=True)])
             middle |= {slot: y + offset for slot, y, offset in zip(column, settled, offsets, strict=True)}
