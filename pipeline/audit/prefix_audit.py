@@ -58,7 +58,7 @@ def audit(root: Path, name: str, *, verified: bool = True) -> dict[str, Any]:
         "stages": standing(reading),
         "out_of_step": [str(each) for each in out_of_step(reading)],
         "events": events_of(reading),
-        "held": _held(reading.events),
+        "held": held(reading.events),
         "versions": [_version(connection, version) for version in listed],
         "later": later(connection, [(name, version.version) for version in listed]),
         "verification": verify(workspace.root, name).to_json() if verified else None,
@@ -83,9 +83,13 @@ def _version(connection: Registry, version: RegisteredVersion) -> dict[str, Any]
     }
 
 
-def _held(events: Sequence[Event]) -> list[dict[str, Any]]:
-    """Which version held which stage from when to when, by the events' own clocks; `until` is null where it still does."""
-    held: list[dict[str, Any]] = []
+def held(events: Sequence[Event]) -> list[dict[str, Any]]:
+    """Which version held which stage from when to when, by the clocks of those who acted.
+
+    Returns:
+        [{stage, version, since, until: null where it still does}], in the order in which they began.
+    """
+    spans: list[dict[str, Any]] = []
     open_now: dict[Stage, dict[str, Any]] = {}
     for event, stages in zip(events, standing_after_each(events), strict=True):
         for stage, span in list(open_now.items()):
@@ -95,5 +99,5 @@ def _held(events: Sequence[Event]) -> list[dict[str, Any]]:
         for stage, version in stages.items():
             if stage not in open_now:
                 open_now[stage] = {"stage": stage, "version": version, "since": event.time, "until": None}
-                held.append(open_now[stage])
-    return held
+                spans.append(open_now[stage])
+    return spans

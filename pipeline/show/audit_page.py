@@ -100,6 +100,7 @@ def _tiles(
 ) -> list[dict[str, Any]]:
     standing = {at["stage"]: at for at in found["stages"]}
     production = standing.get("production")
+    duplicates = sum(version["duplicate_of"] is not None for version in found["versions"])
     tiles = [
         {
             "name": "In production",
@@ -109,7 +110,7 @@ def _tiles(
         {
             "name": "Versions",
             "figure": f"{len(found['versions']):,}",
-            "note": f"{sum(version['duplicate_of'] is not None for version in found['versions'])} of them duplicates",
+            "note": f"{duplicates} of them duplicates" if duplicates else "",
         },
     ]
     if histories:

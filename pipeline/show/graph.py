@@ -13,7 +13,7 @@ from pipeline.show.report_tables import tables
 SHORT = 12
 """Characters of a digest where it only has to be told from others."""
 
-_SIZES = Sizes()
+_SIZES = Sizes(width=160, gap=34)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,10 @@ def picture(graph: Graph, name: str) -> dict[str, Any]:
     ids = {node.key: f"{name}-{number}" for number, node in enumerate(graph.nodes)}
 
     def links(keys: Sequence[str]) -> list[dict[str, str]]:
-        return [{"id": ids[key], "text": f"{graph.named[key].kind} {graph.named[key].title}"} for key in keys]
+        return [
+            {"id": ids[key], "title": graph.named[key].title, "kind": graph.named[key].kind.lower()}
+            for key in keys
+        ]
 
     before: dict[str, list[str]] = {key: [] for key in ids}
     after: dict[str, list[str]] = {key: [] for key in ids}
@@ -90,7 +93,7 @@ def picture(graph: Graph, name: str) -> dict[str, Any]:
                 "sentence": node.sentence,
                 "left": laid.places[node.key][0],
                 "top": laid.places[node.key][1],
-                "tables": tables(node.facts, "Facts"),
+                "tables": tables(node.facts, "Known of it"),
                 "before": links(before[node.key]),
                 "after": links(after[node.key]),
             }

@@ -11,13 +11,7 @@ from pipeline.show.graph import SHORT, Graph, Node
 from pipeline.show.graph_layout import Edge
 from pipeline.show.report_analysis import metric_title
 
-_WORDS = {
-    "git_commit": "dataset's git commit",
-    "row_ids": "row ids",
-    "row_root": "Merkle root of the row ids",
-    "row_index": "row index",
-    "md5": "DVC hash",
-}
+_DVC_HASH = "DVC hash (MD5)"
 
 
 def version_graph(found: Mapping[str, Any]) -> Graph:
@@ -91,7 +85,7 @@ def prefix_graph(found: Mapping[str, Any]) -> Graph:
             "Version",
             f"{prefix} {version['version']}",
             note,
-            {"run": version["run_id"]} if record is None else _version_facts(record) | _made_from(record),
+            {"Run": version["run_id"]} if record is None else _version_facts(record) | _made_from(record),
             "fail" if wrong else "focus" if version["stages"] else "",
             version["problem"] or "",
         )
@@ -100,7 +94,7 @@ def prefix_graph(found: Mapping[str, Any]) -> Graph:
         data = record["dataset"]
         dataset = f"dataset {data['md5']}"
         nodes.setdefault(dataset, Node(dataset, "Dataset version", _base(data["path"]), f"{data['rows']:,} rows", {
-            _WORDS["md5"]: data["md5"], "path": data["path"], "rows": data["rows"], _WORDS["git_commit"]: data["git_commit"],
+            _DVC_HASH: data["md5"], "Path": data["path"], "Rows": data["rows"], "Git commit": data["git_commit"],
         }))  # fmt: skip
         edges.append((dataset, key))
         if (start := record["warm_start"]) is not None:
@@ -156,8 +150,8 @@ def _sources(record: Mapping[str, Any]) -> list[Node]:
             "Dataset version",
             _base(data["path"]),
             f"{data['rows']:,} rows",
-            {_WORDS.get(key, key): value for key, value in data.items() if key not in ("rows_per_split", "splits", "manifest")}
-            | {"rows of each split": data["rows_per_split"], "SHA-256 of each split": data["splits"], "files": data["manifest"]},
+            {_DVC_HASH if key == "md5" else key: value for key, value in data.items() if key not in ("rows_per_split", "splits", "manifest")}
+            | {"Rows of each split": data["rows_per_split"], "SHA-256 of each split": data["splits"], "Files": data["manifest"]},
         ),
         Node("base", "Base model", base["name"], base["digest"][:SHORT], base),
         Node("code", "Code", f"prefixline {code['version']}", f"commit {code['commit'][:SHORT]}", code),
@@ -172,31 +166,31 @@ def _results(record: Mapping[str, Any]) -> list[Node]:
     met = sum(one["passed"] is True for one in asked)
     passed = verdict.get("passed") is True
     return [
-        Node("experiment", "Experiment", experiment["name"], f"commit {experiment['commit'][:SHORT]}", {**experiment, "run key": record["run_key"], "created": record["created"]}),
-        Node("adapter", "Prefix files", record["adapter_digest"][:SHORT], _count(len(record["files"]), "file"), {"adapter digest": record["adapter_digest"], "files": record["files"]}),
+        Node("experiment", "Experiment", experiment["name"], f"commit {experiment['commit'][:SHORT]}", {**experiment, "Run key": record["run_key"], "Created": record["created"]}),
+        Node("adapter", "Prefix files", record["adapter_digest"][:SHORT], _count(len(record["files"]), "file"), {"Adapter digest": record["adapter_digest"], "Files": record["files"]}),
         Node("verdict", "Verdict and metrics", "passed" if passed else "failed", f"{met} of {len(asked)} criteria met",
-             {"passed": passed, "criteria": criteria(verdict), "metrics": record["metrics"]}, "" if passed else "fail"),
+             {"Passed": passed, "Criteria": criteria(verdict), "Metrics": record["metrics"]}, "" if passed else "fail"),
         Node("run", "Run", "MLflow", str(runs["mlflow"])[:SHORT], runs),
     ]  # fmt: skip
 
 
 def _version_facts(record: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "version": record["version"],
-        "stages": record["stages"],
-        "created": record["created"],
-        "run key": record["run_key"],
-        "lineage digest": record["lineage_digest"],
-        "adapter digest": record["adapter_digest"],
+        "Version": record["version"],
+        "Stages": record["stages"],
+        "Created": record["created"],
+        "Run key": record["run_key"],
+        "Lineage digest": record["lineage_digest"],
+        "Adapter digest": record["adapter_digest"],
     }
 
 
 def _made_from(record: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "dataset": record["dataset"]["md5"],
-        "base model": record["base_model"]["digest"],
-        "code commit": record["code"]["commit"],
-        "experiment commit": record["experiment"]["commit"],
+        "Dataset": record["dataset"]["md5"],
+        "Base model": record["base_model"]["digest"],
+        "Code commit": record["code"]["commit"],
+        "Experiment commit": record["experiment"]["commit"],
         "MLflow run": record["runs"]["mlflow"],
     }
 
@@ -232,7 +226,7 @@ def _later(other: Mapping[str, Any]) -> Node:
         "Went on from it",
         f"{other['prefix']} {other['version']}",
         note,
-        {"stages": other["stages"], "started from": f"{start['prefix']} {start['version']}"},
+        {"Stages": other["stages"], "Started from": f"{start['prefix']} {start['version']}"},
     )
 
 

@@ -61,6 +61,9 @@ for (const graph of document.querySelectorAll(".graph")) {
     article.scrollIntoView({ block: "nearest" });
   };
   open(graph.dataset.first);
+  const first = graph.querySelector(".node[aria-current]");
+  graph.scrollLeft = first.offsetLeft - graph.clientWidth * 0.6;
+  graph.scrollTop = first.offsetTop - graph.clientHeight / 2;
   follow();
   addEventListener("hashchange", follow);
   // The same link again changes no hash, and is to lead there all the same.
