@@ -58,6 +58,7 @@ def test_every_command_has_help():
             " history",
             " impact",
             " verify",
+            " audit",
             " data",
             " compare",
             " params",
@@ -78,7 +79,7 @@ def test_every_option_has_help():
 
 def test_every_reporting_command_can_print_json():
     reporting = set(
-        "init retrain status lineage promote rollback archive history impact verify data compare".split()
+        "init retrain status lineage promote rollback archive history impact verify audit data compare".split()
     )
     have = {
         name
@@ -127,6 +128,7 @@ def test_outside_a_workspace_every_command_says_how_to_make_one(tmp_path: Path):
         ["history", "a"],
         ["data", "a"],
         ["impact", "--row", "a"],
+        ["audit", "a"],
         ["compare", "a"],
         ["deploy"],
         ["up"],

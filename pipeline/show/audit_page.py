@@ -122,7 +122,11 @@ def _tiles(
                 "note": "on its test rows",
             }
         )
-    note = "of this page" if found["verification"] is None else f"in {found['verification']['seconds']:g} s"
+    note = (
+        "nothing was hashed again"
+        if found["verification"] is None
+        else f"in {found['verification']['seconds']:g} s"
+    )
     tiles.append({"name": "Verification", "figure": result, "note": note})
     return tiles
 

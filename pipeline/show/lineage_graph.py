@@ -33,7 +33,7 @@ def version_graph(found: Mapping[str, Any]) -> Graph:
     sources, results = _sources(record), _results(record)
     nodes = {node.key: node for node in (*sources, *results, version)}
     edges: list[Edge] = [(node.key, "experiment") for node in sources]
-    for key in ("run", "adapter", "verdict"):
+    for key in ("adapter", "verdict", "run"):
         edges += [("experiment", key), (key, name)]
     target, start = "experiment", record["warm_start"]
     for link in found["earlier"]:
@@ -50,7 +50,9 @@ def version_graph(found: Mapping[str, Any]) -> Graph:
         edges.append(("folder", target))
     for at in found["standing"]:
         event, key = at["event"], f"stage {at['stage']}"
-        facts = {fact: event[fact] for fact in ("actor", "time", "reason", "epoch", "sha256")}
+        facts = {fact: event[fact] for fact in ("actor", "time", "reason", "epoch")} | {
+            "SHA-256 of the event": event["sha256"]
+        }
         nodes[key] = Node(
             key, "Stage", at["stage"], f"since {event['time'][:10]}", facts, "stage", _sentence(event)
         )
@@ -170,7 +172,7 @@ def _results(record: Mapping[str, Any]) -> list[Node]:
         Node("adapter", "Prefix files", record["adapter_digest"][:SHORT], _count(len(record["files"]), "file"), {"Adapter digest": record["adapter_digest"], "Files": record["files"]}),
         Node("verdict", "Verdict and metrics", "passed" if passed else "failed", f"{met} of {len(asked)} criteria met",
              {"Passed": passed, "Criteria": criteria(verdict), "Metrics": record["metrics"]}, "" if passed else "fail"),
-        Node("run", "Run", "MLflow", str(runs["mlflow"])[:SHORT], runs),
+        Node("run", "Run", "MLflow", str(runs["mlflow"])[:SHORT], {"MLflow": runs["mlflow"], "Prefect": runs["prefect"]}),
     ]  # fmt: skip
 
 

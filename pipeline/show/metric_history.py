@@ -10,7 +10,7 @@ from pipeline.params import METRICS
 from pipeline.show.axis import number_axis, number_ticks, time_axis, time_ticks, utc
 from pipeline.show.report_analysis import metric_number, metric_title
 
-WIDTH, HEIGHT = 480, 230
+WIDTH, HEIGHT = 400, 210
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 20, 18, 28
 _LABELLED = 12
 """Up to this many versions carry their number in the picture."""

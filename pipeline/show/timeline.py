@@ -16,11 +16,13 @@ from pipeline.show.report_view import spoken_time
 
 WIDTH, _LEFT, _RIGHT = 1024, 112, 14
 _LANE, _BAR, _ROW = 34, 22, 28
-_TOP, _GAP, _AXIS = 6, 16, 30
+_TOP, _GAP, _AXIS = 26, 44, 30
 _NARROW = 3.0
 """Pixels below which stretches that follow each other are drawn as one."""
 _DOT = 18.0
 """Pixels between two dots."""
+_SMALL, _LARGE = 5, 8.5
+"""Radii of a dot for one event, and for several."""
 _LETTER = 7.0
 
 
@@ -33,7 +35,7 @@ def timeline(
         held, events, made: as `pipeline.audit.prefix_audit.audit` gives them.
 
     Returns:
-        {width, height, lanes: [{name, y, height, spans: [{x, width, text, title, many}]}], rows: [{name, y, dots: [{x,
+        {width, height, headings: [{text, y}], lanes: [{name, y, height, spans: [{x, width, text, title, many}]}], rows: [{name, y, dots: [{x,
         radius, text, title, epoch}]}], ticks: [{x, text}], left, right, floor}, in pixels
     """
     times = _times(events)
@@ -44,6 +46,7 @@ def timeline(
         spans = [span for span in held if span["stage"] == stage]
         lanes.append({"name": stage, "y": y, "height": _BAR, "spans": _spans(spans, axis)})
         y += _LANE
+    headings = [{"text": "Stages", "y": 14}, {"text": "Events", "y": y + 20}]
     y += _GAP
     rows = []
     for kind in dict.fromkeys(event["event"] for event in events):
@@ -56,6 +59,7 @@ def timeline(
         "left": _LEFT,
         "right": WIDTH - _RIGHT,
         "floor": y - _ROW / 2,
+        "headings": headings,
         "lanes": lanes,
         "rows": rows,
         "ticks": [{"x": x, "text": text} for x, text in time_ticks(axis)],
@@ -114,18 +118,19 @@ def _dots(
     ):
         together = list(group)
         first, count = together[0], len(together)
+        # Within its own stretch of the axis, so that it touches no other.
+        left = axis.start + place * _DOT
         if count == 1:
-            x, title = (
-                axis(times[first["epoch"]].timestamp()),
-                f"{spoken_time(first['time'])}: {first['sentence']}",
-            )
+            at = axis(times[first["epoch"]].timestamp())
+            x = round(min(max(at, left + _SMALL), left + _DOT - _SMALL), 1)
+            title = f"{spoken_time(first['time'])}: {first['sentence']}"
         else:
-            x = min(axis.end, axis.start + (place + 0.5) * _DOT)
+            x = left + _DOT / 2
             title = f"{count} events from {spoken_time(first['time'])} to {spoken_time(together[-1]['time'])}"
         dots.append(
             {
                 "x": x,
-                "radius": 5 if count == 1 else 9,
+                "radius": _SMALL if count == 1 else _LARGE,
                 "text": "" if count == 1 else f"{count}" if count < 100 else "99+",
                 "title": title,
                 "epoch": first["epoch"],

@@ -8,6 +8,7 @@ from random import Random
 from typing import Any
 
 from pipeline.audit.ancestry import events_of, standing
+from pipeline.audit.faults import Fault, Gone, Kind, Link, Verification, Verified
 from pipeline.audit.prefix_audit import held
 from pipeline.digest import digest
 from pipeline.ledger.events import Archived, Event, Promoted, Registered, RolledBack
@@ -176,3 +177,30 @@ def followed(**changes: Any) -> dict[str, Any]:
             "problem": None,
         },
     }  # fmt: skip
+
+
+def faulty(versions: int) -> dict[str, Any]:
+    """What a verification of these versions says that found two faults at version 1."""
+    faults = (
+        Fault(Link.ARTEFACT, Kind.TAMPERED, "artifacts/adapter/<b>", "a" * 64, "b" * 64),
+        Fault(Link.RUN, Kind.MISSING, "run 7", "an active run", "deleted"),
+    )
+    found = [
+        Verified(
+            NAME,
+            str(number),
+            (),
+            None,
+            False,
+            faults if number == 1 else (),
+            (Link.CODE,) if number == 1 else (),
+        )
+        for number in range(1, versions + 1)
+    ]
+    return Verification(tuple(found), (Gone(NAME, "99", "r" * 32),), 12, 3456, 0.5).to_json()
+
+
+def sound(versions: int) -> dict[str, Any]:
+    """What a verification says that found nothing wrong."""
+    found = tuple(Verified(NAME, str(number), (), None, False, ()) for number in range(1, versions + 1))
+    return Verification(found, (), 12, 3456, 0.5).to_json()
