@@ -13,7 +13,7 @@ _STEPS = (
     _DAY, 2 * _DAY, 7 * _DAY, 14 * _DAY,
 )  # fmt: skip
 """Seconds between two marks of a time axis; above them months."""
-_MONTHS = (1, 2, 3, 6, 12, 24, 60, 120, 240, 600, 1200)
+_MONTHS = (1, 2, 3, 6, 12, 24, 60, 120, 240, 600, 1200, 2400, 12000)
 
 
 @dataclass(frozen=True)

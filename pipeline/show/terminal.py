@@ -131,7 +131,7 @@ def _stages(stages: Mapping[Any, str | None]) -> str:
 
 def _show_out_of_step(console: Console, name: str, sentences: Collection[str]) -> None:
     for sentence in sentences:
-        console.print(f"[bold red]{escape(name)} is out of step[/]: {escape(sentence)}", soft_wrap=True)
+        console.print(f"[bold red]{_plain(name)} is out of step[/]: {_plain(sentence)}", soft_wrap=True)
     if sentences:
         console.print(f"`prefixline history {name} --repair` puts every alias where the ledger says.")
 
