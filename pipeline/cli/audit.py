@@ -23,6 +23,8 @@ def _check_output(json_output: bool, html_output: bool, out: Path | None) -> Non
         raise click.UsageError("expected --json or --html, not both")
     if out is not None and not html_output:
         raise click.UsageError("--out says where a page is written; it needs --html")
+    if out is not None and out.parent.exists() and not out.parent.is_dir():
+        raise click.UsageError(f"--out {out}: {out.parent} is a file; expected a folder")
 
 
 @click.command()

@@ -167,10 +167,19 @@ def test_a_prefix_without_versions_and_what_is_no_name_are_refused(here: World, 
         audit(here.root, name)
 
 
-def test_a_page_that_cannot_be_written_is_a_message_and_leaves_nothing(here: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("out", "code", "said"),
+    [
+        ("file/page.html", 2, "file is a file; expected a folder"),
+        ("file/deep/page.html", 1, "Not a directory. Mend this"),
+    ],
+)
+def test_a_page_that_cannot_be_written_is_a_message_and_leaves_nothing(
+    here: World, tmp_path: Path, out: str, code: int, said: str
+) -> None:
     (tmp_path / "file").write_text("")
-    done = command(here, "lineage", "words:2", "--html", "--out", str(tmp_path / "file/page.html"), expect=1)
-    assert "Not a directory. Mend this and run the same command again" in done.stderr
+    done = command(here, "lineage", "words:2", "--html", "--out", str(tmp_path / out), expect=code)
+    assert said in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
