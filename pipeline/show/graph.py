@@ -13,7 +13,7 @@ from pipeline.show.report_tables import tables
 SHORT = 12
 """Characters of a digest where it only has to be told from others."""
 
-_SIZES = Sizes(width=160, gap=34)
+_SIZES = Sizes(width=168, gap=28)
 
 
 @dataclass(frozen=True)
