@@ -65,6 +65,7 @@ def test_every_command_has_help():
             " export",
             " reproduce",
             " erase",
+            " audit",
             " data",
             " compare",
             " params",
@@ -86,7 +87,7 @@ def test_every_option_has_help():
 def test_every_reporting_command_can_print_json():
     reporting = set(
         "init retrain status lineage promote approve rollback archive history impact verify export reproduce erase "
-        "data compare".split()
+        "audit data compare".split()
     )
     have = {
         name
@@ -136,6 +137,7 @@ def test_outside_a_workspace_every_command_says_how_to_make_one(tmp_path: Path):
         ["data", "a"],
         ["impact", "--row", "a"],
         ["export", "a"],
+        ["audit", "a"],
         ["compare", "a"],
         ["deploy"],
         ["up"],

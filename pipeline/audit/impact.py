@@ -7,13 +7,14 @@ from, at however many removes. What cannot be told of a version is said with the
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.audit import asked_rows, digests
+from pipeline.audit import asked_rows, digests, warm_starts
 from pipeline.audit.asked_rows import AskedRows
+from pipeline.audit.warm_starts import Key, key_of
 from pipeline.data.row_index import ROW_INDEX, Columns, RowIndex
 from pipeline.errors import IntegrityError, RegistryError, WorkspaceError
 from pipeline.ledger.events import STAGES
@@ -27,9 +28,6 @@ from pipeline.versioning.stored import fetch_file
 from pipeline.versioning.workspace import Workspace, find_workspace
 
 Kind = Literal["dataset", "row", "base", "code"]
-
-Key = tuple[str, str]
-"""A version by name and number."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +81,9 @@ def impact(folder: Path, kind: Kind, asked: str) -> dict[str, Any]:
     connection = registry.connect(where.mlflow_uri, artifact_root=where.artifact_root)
     everything = versions.list_all(connection)
     by_hand = [version for version in everything if versions.LINEAGE_DIGEST not in version.tags]
-    made = {_key(version): version for version in everything if versions.LINEAGE_DIGEST in version.tags}
-    origins, found = _origins(connection, made.values())
+    made = {key_of(version): version for version in everything if versions.LINEAGE_DIGEST in version.tags}
+    origins, unreadable = warm_starts.origins(connection, made.values())
+    found = {key: Finding(None, why) for key, why in unreadable.items()}
     meant, count = None, None
     if rows is not None:
         direct, count = _Rows(workspace, connection, rows, made, origins).findings()
@@ -93,7 +92,11 @@ def impact(folder: Path, kind: Kind, asked: str) -> dict[str, Any]:
     else:
         direct, meant = _by_digest(kind, asked, origins)
     found |= direct
-    found = _follow(found, _parents(made, origins, found))
+    parents, lost = warm_starts.parents(made, origins)
+    for key, what in lost.items():
+        if found[key].came is False:
+            found[key] = Finding(None, f"its training went on from {what}")
+    found = _follow(found, parents)
     came = [key for key in made if found[key].came]
     unknown = [key for key in made if found[key].came is None]
     return {
@@ -118,10 +121,6 @@ def impact(folder: Path, kind: Kind, asked: str) -> dict[str, Any]:
     }
 
 
-def _key(version: RegisteredVersion) -> Key:
-    return version.name, version.version
-
-
 def _described(version: RegisteredVersion) -> dict[str, Any]:
     return {
         "name": version.name,
@@ -130,19 +129,6 @@ def _described(version: RegisteredVersion) -> dict[str, Any]:
         "duplicate_of": version.duplicate_of,
         "tainted": version.tainted,
     }
-
-
-def _origins(
-    connection: Registry, made: Iterable[RegisteredVersion]
-) -> tuple[dict[Key, Origin], dict[Key, Finding]]:
-    """What each version was made from; and of those whose record cannot be had, why."""
-    origins, unknown = {}, {}
-    for version in made:
-        try:
-            origins[_key(version)] = versions.origin(connection, version)
-        except (IntegrityError, RegistryError) as error:
-            unknown[_key(version)] = Finding(None, str(error))
-    return origins, unknown
 
 
 def _by_digest(
@@ -184,39 +170,9 @@ def _by_code(
     return found, meant
 
 
-def _parents(
-    made: Mapping[Key, RegisteredVersion], origins: Mapping[Key, Origin], found: dict[Key, Finding]
-) -> dict[Key, list[Key]]:
-    """{version: the versions its training may have gone on from}.
-
-    An adapter given as a folder is every version's with that adapter. Where there is none, or the version named has
-    been deleted, what came before is not known, which goes into `found`.
-    """
-    adapters: dict[str, list[Key]] = {}
-    for key, version in made.items():
-        adapters.setdefault(version.tags.get(versions.ADAPTER_DIGEST, ""), []).append(key)
-    parents = {}
-    for key, origin in origins.items():
-        if (start := origin.warm_start) is None:
-            continue
-        name, colon, number = start.partition(":")
-        if colon:
-            parents[key] = [(name, number)] if (name, number) in made else []
-            lost = f"version {number} of {name}, which is not in the registry any more"
-        else:
-            parents[key] = [other for other in adapters.get(start, ()) if other != key]
-            lost = f"an adapter in a folder ({start}), which is no registered version's"
-        if not parents[key] and found[key].came is False:
-            found[key] = Finding(None, f"its training went on from {lost}")
-    return parents
-
-
 def _follow(found: Mapping[Key, Finding], parents: Mapping[Key, Sequence[Key]]) -> dict[Key, Finding]:
     """The findings, with what follows along warm starts: nearest first, and what is certain before what is not."""
-    children: dict[Key, list[Key]] = {}
-    for child, its in parents.items():
-        for parent in its:
-            children.setdefault(parent, []).append(child)
+    children = warm_starts.children(parents)
     result = dict(found)
     for came in (True, None):
         waiting = deque(key for key, finding in found.items() if finding.came is came)

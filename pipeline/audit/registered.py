@@ -276,9 +276,11 @@ class RegisteredName:
                 lock = found.record.environment["lock"]
                 self._check_kept(folder, recording.LOCK_FILE, lock, hashes, found)
 
-    def _run(self, run_id: str) -> Run | None:
+    def _run(self, run_id: str | None) -> Run | None:
         from mlflow.exceptions import MlflowException
 
+        if not run_id:  # MLflow's client would end in a TypeError
+            return None
         if run_id not in self._runs:
             with self._registry.errors(f"reading run {run_id}"):
                 try:

@@ -10,6 +10,23 @@ import click
 
 from pipeline.cli.common import EXIT_WRONG, as_json, print_json, without_collector
 
+as_page = click.option(
+    "--html", "html_output", is_flag=True, help="Write it as a page for a browser, and print where."
+)
+page_path = click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    help="Where the page is written; below reports/ of the workspace if not given.",
+)  # fmt: skip
+
+
+def _check_output(json_output: bool, html_output: bool, out: Path | None) -> None:
+    if json_output and html_output:
+        raise click.UsageError("expected --json or --html, not both")
+    if out is not None and not html_output:
+        raise click.UsageError("--out says where a page is written; it needs --html")
+    if out is not None and out.parent.exists() and not out.parent.is_dir():
+        raise click.UsageError(f"--out {out}: {out.parent} is a file; expected a folder")
+
 
 def public_key(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
     """Refuse what is no public key."""
@@ -22,20 +39,35 @@ def public_key(context: click.Context, option: click.Parameter, value: str | Non
 
 @click.command()
 @click.argument("version")
+@as_page
+@page_path
 @as_json
 @click.pass_obj
-def lineage(workspace: Path, version: str, json_output: bool) -> None:
-    """Say what a version was made from. VERSION is NAME, NAME:NUMBER or NAME@STAGE; NAME alone is the newest."""
-    from pipeline.show.overview import lineage_of
+def lineage(workspace: Path, version: str, html_output: bool, out: Path | None, json_output: bool) -> None:
+    """Say what a version was made from, and what went on from it.
+
+    VERSION is NAME, NAME:NUMBER or NAME@STAGE; NAME alone is the newest. With --json its lineage record alone.
+    """
     from pipeline.versioning.workspace import find_workspace
 
-    record = lineage_of(find_workspace(workspace).root, version)
+    _check_output(json_output, html_output, out)
+    root = find_workspace(workspace).root
     if json_output:
-        print_json(record)
-    else:
-        from pipeline.show.terminal import show_lineage
+        from pipeline.show.overview import lineage_of
 
-        show_lineage(record)
+        print_json(lineage_of(root, version))
+        return
+    from pipeline.audit.ancestry import ancestry
+
+    found = ancestry(root, version)
+    if html_output:
+        from pipeline.show import lineage_page
+
+        click.echo(lineage_page.write(found, out or lineage_page.default_path(root, found)))
+    else:
+        from pipeline.show.audit_terminal import show_lineage
+
+        show_lineage(found)
 
 
 @click.command()
@@ -227,4 +259,41 @@ def reproduce(workspace: Path, version: str, tolerances: dict[str, float], json_
         sys.exit(EXIT_WRONG)
 
 
-COMMANDS = (lineage, impact, verify, export, reproduce)
+@click.command("audit")
+@click.argument("name")
+@click.option(
+    "--verify/--no-verify", "verified", default=True,
+    help="Hash every file of every version again, as `verify` does; without it the answer says so.",
+)  # fmt: skip
+@as_page
+@page_path
+@as_json
+@click.pass_obj
+def audit_command(
+    workspace: Path, name: str, verified: bool, html_output: bool, out: Path | None, json_output: bool
+) -> None:
+    """Say all that is known of the prefix NAME: stages, events, versions, verdicts, lineage, and whether it verifies.
+
+    Exit code 0: nothing is wrong, or nothing was verified; 5: something is.
+    """
+    from pipeline.audit.prefix_audit import audit
+    from pipeline.versioning.workspace import find_workspace
+
+    _check_output(json_output, html_output, out)
+    root = find_workspace(workspace).root
+    found = audit(root, name, verified=verified)
+    if json_output:
+        print_json(found)
+    elif html_output:
+        from pipeline.show import audit_page
+
+        click.echo(audit_page.write(found, out or audit_page.default_path(root, found)))
+    else:
+        from pipeline.show.audit_terminal import show_audit
+
+        show_audit(found)
+    if found["verification"] is not None and not found["verification"]["sound"]:
+        sys.exit(EXIT_WRONG)
+
+
+COMMANDS = (lineage, impact, verify, audit_command, export, reproduce)

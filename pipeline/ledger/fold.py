@@ -7,7 +7,7 @@ one stage, and what stands anywhere was registered; an event that does not fit t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -77,6 +77,7 @@ class State:
         """The open request that `version` be promoted to `stage`."""
         asked = ((request, request.asked) for request in self.requests.values())
         return next((request for request, by in asked if (by.version, by.stage) == (version, stage)), None)
+
     tainted: Mapping[str, tuple[Tainted, ...]] = field(default_factory=lambda: MappingProxyType({}))
 
     def stage_of(self, version: str) -> Stage | None:
@@ -149,6 +150,18 @@ def fold(events: Iterable[Event]) -> State:
         carried_out=MappingProxyType(folding.carried_out),
         tainted=MappingProxyType(folding.tainted),
     )
+
+
+def standing_after_each(events: Iterable[Event]) -> Iterator[dict[Stage, str]]:
+    """What stood in each stage after each of `events`, which are a whole chain from epoch 1.
+
+    Raises:
+        IntegrityError: as `fold`.
+    """
+    folding = _Folding()
+    for event in events:
+        folding.apply(event)
+        yield dict(folding.stages)
 
 
 class _Folding:

@@ -169,7 +169,7 @@ def complete(registry: Registry, name: str, run_key: str, *, actor: str) -> Regi
                     client.set_model_version_tag, name, other.version, DUPLICATE_OF, str(first.version)
                 )
         if not _is_complete(registry, first):
-            record = _lineage(registry, _describe(first, ()))
+            record = lineage_record(registry, _describe(first, ()))
             enter(
                 registry,
                 name,
@@ -235,7 +235,7 @@ def origin(registry: Registry, version: RegisteredVersion) -> Origin:
         IntegrityError: the record is not the one the version was registered with.
     """
     tagged = Origin.from_tag(version.tags.get(MADE_FROM, ""))
-    return tagged if tagged is not None else Origin.of_record(_lineage(registry, version))
+    return tagged if tagged is not None else Origin.of_record(lineage_record(registry, version))
 
 
 def lookup(registry: Registry, name: str, which: str) -> VerifiedVersion:
@@ -272,7 +272,7 @@ def _look_up(registry: Registry, reading: Reading, which: str) -> VerifiedVersio
         ]
         raise RegistryError(f"{name}: no version {which!r}; available: {', '.join(there) or 'none'}")
     version = _standing(found, reading.state)
-    return VerifiedVersion(version, _lineage(registry, version))
+    return VerifiedVersion(version, lineage_record(registry, version))
 
 
 def production(registry: Registry, name: str) -> VerifiedVersion | None:
@@ -451,7 +451,13 @@ def _describe(version: ModelVersion, stages: Iterable[str]) -> RegisteredVersion
     )
 
 
-def _lineage(registry: Registry, version: RegisteredVersion) -> LineageRecord:
+def lineage_record(registry: Registry, version: RegisteredVersion) -> LineageRecord:
+    """The verified lineage record of a version.
+
+    Raises:
+        RegistryError: it was registered by hand, or its record cannot be had.
+        IntegrityError: the record is not the one the version was registered with.
+    """
     where = f"{version.name} version {version.version}"
     expected = version.tags.get(LINEAGE_DIGEST)
     if expected is None:

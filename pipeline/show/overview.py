@@ -15,8 +15,10 @@ from pipeline.ledger.history import history
 from pipeline.ledger.projection import out_of_step
 from pipeline.pins import previous_dataset
 from pipeline.register import registry, versions
+from pipeline.register.lineage import LineageRecord
 from pipeline.register.reference import parse
 from pipeline.register.registry import Registry
+from pipeline.register.versions import RegisteredVersion
 from pipeline.show.pages import REPORTS
 from pipeline.state import row_ids_folder
 from pipeline.versioning import git, snapshot
@@ -33,7 +35,7 @@ def overview(root: Path) -> dict[str, Any]:
     """
     workspace = find_workspace(root)
     params = workspace.params()
-    connection = _connect(workspace)
+    connection = connect(workspace)
     running = server_access.endpoints(workspace.root)
     prefixes = []
     for name, entry in params.prefixes.items():
@@ -81,19 +83,24 @@ def lineage_of(root: Path, reference: str) -> dict[str, Any]:
         IntegrityError: the record is not what the version was registered with.
     """
     workspace = find_workspace(root)
-    connection = _connect(workspace)
+    connection = connect(workspace)
     name, which = parse(connection, reference)
     found = versions.lookup(connection, name, which)
-    stages = list(found.version.stages)
-    record = json.loads(found.record.to_json())
+    return told(found.version, found.record)
+
+
+def told(version: RegisteredVersion, record: LineageRecord) -> dict[str, Any]:
+    """A version's lineage record as it is shown: with its number and stages, and the rows of each split apart."""
+    stages = list(version.stages)
+    raw = json.loads(record.to_json())
     return {
-        "version": found.version.version,
+        "version": version.version,
         "stage": stages[-1] if stages else None,
         "stages": stages,
-        "lineage_digest": found.record.digest,
-        **record,
-        "dataset": {**record["dataset"], "rows": record["dataset"]["rows"]["total"],
-                    "rows_per_split": {k: v for k, v in record["dataset"]["rows"].items() if k != "total"}},
+        "lineage_digest": record.digest,
+        **raw,
+        "dataset": {**raw["dataset"], "rows": raw["dataset"]["rows"]["total"],
+                    "rows_per_split": {k: v for k, v in raw["dataset"]["rows"].items() if k != "total"}},
     }  # fmt: skip
 
 
@@ -112,7 +119,7 @@ def history_of(root: Path, name: str, *, at: datetime | None = None) -> dict[str
     workspace = find_workspace(root)
     params = workspace.params()
     params.prefix(name)
-    told = history(log.read(_connect(workspace), name), at)
+    told = history(log.read(connect(workspace), name), at)
     names = {key: who for who, key in params.keys.items()}
     return {**told, "events": [{**row, "signed_by": names.get(row["key"])} for row in told["events"]]}
 
@@ -156,7 +163,8 @@ def data_card(root: Path, name: str) -> tuple[dict[str, Any], Path]:
     return card, page
 
 
-def _connect(workspace: Workspace) -> Registry:
+def connect(workspace: Workspace) -> Registry:
+    """The workspace's MLflow, by its server or its database."""
     where = server_access.endpoints(workspace.root)
     return registry.connect(where.mlflow_uri, artifact_root=where.artifact_root)
 

@@ -193,10 +193,11 @@ def _trainable_share(trained: Mapping[str, Any]) -> str | None:
 def _criteria(data: ReportData) -> list[dict[str, Any]] | None:
     if data.verdict is None:
         return None
-    return [_criterion(raw) for raw in data.verdict["criteria"]]
+    return [criterion_row(raw) for raw in data.verdict["criteria"]]
 
 
-def _criterion(raw: Mapping[str, Any]) -> dict[str, Any]:
+def criterion_row(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A criterion of a verdict as macros.html.j2 shows it."""
     metric, kind, threshold = raw["metric"], raw["kind"], raw["threshold"]
     name, signed = metric_title(metric), kind != "floor"
     limit = "at least" if METRICS.get(metric, "higher") == "higher" else "at most"

@@ -1,4 +1,4 @@
-"""What a person reads in the terminal: outcomes, status, lineage, history and data cards as tables."""
+"""What a person reads in the terminal: outcomes, status, history, verifications and data cards as tables."""
 
 from __future__ import annotations
 
@@ -85,19 +85,6 @@ def show_overview(state: Mapping[str, Any]) -> None:
         console.print("No servers are up; `prefixline up` starts them.")
 
 
-def show_lineage(record: Mapping[str, Any]) -> None:
-    """Everything a version was made from, as a tree."""
-    title = f"{record['prefix']} version {record['version']}"
-    tree = Tree(f"[bold]{escape(title)}[/bold] ({', '.join(record['stages']) or 'no stage'})")
-    for key in ("run_key", "created", "lineage_digest", "adapter_digest"):
-        tree.add(f"{key.replace('_', ' ')}: {record[key]}")
-    for key in ("base_model", "dataset", "code", "experiment", "runs", "environment"):
-        _add(tree, key.replace("_", " "), record[key])
-    _add(tree, "params", record["params"])
-    _add(tree, "metrics", record["metrics"])
-    _console().print(tree)
-
-
 def show_moved(event: Event, state: State) -> None:
     """What has happened, and what stands where now."""
     console = _console()
@@ -181,7 +168,7 @@ def _stages(stages: Mapping[Any, str | None]) -> str:
 
 def _show_out_of_step(console: Console, name: str, sentences: Collection[str]) -> None:
     for sentence in sentences:
-        console.print(f"[bold red]{escape(name)} is out of step[/]: {escape(sentence)}", soft_wrap=True)
+        console.print(f"[bold red]{_plain(name)} is out of step[/]: {_plain(sentence)}", soft_wrap=True)
     if sentences:
         console.print(f"`prefixline history {name} --repair` puts every alias where the ledger says.")
 
@@ -370,15 +357,3 @@ def show_comparison(result: Mapping[str, Any]) -> None:
         for sentence in sentences:
             console.print(f"  - {escape(sentence)}")
     console.print(f"page     {result['page']}", soft_wrap=True)
-
-
-def _add(tree: Tree, name: str, value: Any) -> None:
-    if isinstance(value, Mapping):
-        branch = tree.add(escape(name))
-        for key, inner in value.items():
-            _add(branch, str(key), inner)
-    elif isinstance(value, list) and len(value) > 8:
-        tree.add(f"{escape(name)}: {len(value)} entries")
-    else:
-        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-        tree.add(f"{escape(name)}: {escape(text)}")

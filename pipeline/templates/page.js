@@ -41,3 +41,33 @@ for (const button of document.querySelectorAll("button.copy")) {
 addEventListener("beforeprint", () => {
   for (const details of document.querySelectorAll("details")) details.open = true;
 });
+for (const graph of document.querySelectorAll(".graph")) {
+  const known = [...document.querySelectorAll(`[data-graph="${graph.id}"]`)];
+  const open = (id) => {
+    for (const article of known) article.hidden = article.id !== id;
+    for (const node of graph.querySelectorAll(".node")) {
+      if (node.hash === `#${id}`) node.setAttribute("aria-current", "true");
+      else node.removeAttribute("aria-current");
+    }
+    for (const path of graph.querySelectorAll("path")) {
+      path.classList.toggle("lit", path.dataset.source === id || path.dataset.target === id);
+    }
+  };
+  const follow = () => {
+    const article = known.find((each) => `#${each.id}` === location.hash);
+    if (!article) return;
+    open(article.id);
+    article.focus({ preventScroll: true });
+    article.scrollIntoView({ block: "nearest" });
+  };
+  open(graph.dataset.first);
+  const first = graph.querySelector(".node[aria-current]");
+  graph.scrollLeft = first.offsetLeft - graph.clientWidth * 0.6;
+  graph.scrollTop = first.offsetTop - graph.clientHeight / 2;
+  follow();
+  addEventListener("hashchange", follow);
+  // The same link again changes no hash, and is to lead there all the same.
+  graph.addEventListener("click", (event) => {
+    if (event.target.closest(".node")?.hash === location.hash) follow();
+  });
+}

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pipeline.show import compare_page
+from pipeline.show import audit_page, compare_page, lineage_page
 from pipeline.show.report import write_index, write_report
 from tests import report_data
+from tests.audit import told
 from tests.show.test_compare_page import made
 from tests.show.test_report import HOSTILE
 
@@ -25,7 +26,20 @@ FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 )  # fmt: skip
-PAGES = ("eight", "many", "generation", "rejected", "first", "failed", "hostile", "index", "compare")
+PAGES = (
+    "eight",
+    "many",
+    "generation",
+    "rejected",
+    "first",
+    "failed",
+    "hostile",
+    "index",
+    "compare",
+    "lineage",
+    "audit",
+    "busy",
+)
 WIDTHS = (390, 1280)
 
 # The lowest contrast (WCAG 2.2, 1.4.3) of any visible text with what lies behind it, and which text that is.
@@ -104,6 +118,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_report(data, folder / f"{name}.html")
     write_index(folder)
     compare_page.write(made(), inputs).rename(folder / "compare.html")
+    lineage_page.write(told.followed(), folder / "lineage.html")
+    audit_page.write(told.audited(reason=told.HOSTILE), folder / "audit.html")
+    audit_page.write(told.audited(40, 400, verification=told.faulty(40)), folder / "busy.html")
     assert sorted(path.stem for path in folder.glob("*.html")) == sorted(PAGES)
     return folder
 
@@ -251,7 +268,7 @@ def test_the_security_policy_stops_script_and_pictures_that_are_not_the_pages_ow
 def test_the_index_leads_to_every_report_and_sorts(browser: Browser, folder: Path) -> None:
     with Opened(browser, folder / "index.html") as opened:
         links = opened.page.locator("tbody a")
-        assert links.count() == len(PAGES) - 2  # itself, and the comparison
+        assert links.count() == len(PAGES) - 5  # itself, the comparison, the lineage and the audits
         opened.page.get_by_role("button", name="Outcome").click()
         outcomes = opened.page.locator("tbody .badge").all_inner_texts()
         assert outcomes == sorted(outcomes)
@@ -273,3 +290,123 @@ def test_a_printed_page_is_light_whole_and_without_buttons(
                        for i in range(opened.page.locator(".scroll").count()))  # fmt: skip
         document = opened.page.pdf(path=tmp_path / "page.pdf", format="A4")
         assert document.startswith(b"%PDF")
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", ["lineage", "audit"])
+def test_a_node_opens_what_is_known_of_it_by_click_and_by_keyboard_and_nothing_else_stays_open(
+    browser: Browser, folder: Path, name: str, width: int
+) -> None:
+    with Opened(browser, folder / f"{name}.html", width=width) as opened:
+        page = opened.page
+        nodes = page.locator(".graph .node")
+        assert nodes.count() >= 8
+        known = page.locator(".known:visible")
+        assert known.count() == 1
+        assert known.locator("h3").inner_text().startswith("Version")
+        node = page.locator(".graph .node", has_text="Dataset version").first
+        node.click()
+        assert known.count() == 1
+        assert known.locator("h3").inner_text().startswith("Dataset version")
+        assert node.get_attribute("aria-current") == "true"
+        assert page.locator(".node[aria-current]").count() == 1
+        assert known.locator("code.hash").first.is_visible()
+        lit = page.locator(".graph path.lit").count()
+        assert lit >= 1
+        nodes.last.focus()
+        page.keyboard.press("Enter")
+        assert page.evaluate("document.activeElement.classList.contains('known')")
+        assert known.count() == 1
+        assert known.locator("h3").inner_text().split()[0] in nodes.last.inner_text()
+        known.get_by_role("link", name="Back to the graph").press("Enter")
+        assert known.count() == 1
+        order = nodes.evaluate_all("nodes => nodes.map(node => node.tabIndex)")
+        assert set(order) == {0}
+        assert opened.complaints == []
+
+
+def test_what_is_known_of_a_node_links_to_the_nodes_beside_it_and_its_digests_can_be_copied(
+    browser: Browser, folder: Path
+) -> None:
+    found = told.followed()
+    with Opened(browser, folder / "lineage.html") as opened:
+        known = opened.page.locator(".known:visible")
+        known.get_by_role("link", name=found["record"]["adapter_digest"][:12]).click()
+        assert known.locator("h3").inner_text().startswith("Prefix files")
+        digests = known.locator("code.hash").all_inner_texts()
+        assert digests == [found["record"]["adapter_digest"], *found["record"]["files"].values()]
+        known.locator("button.copy").first.click()
+        opened.page.wait_for_function("getSelection().toString() !== ''")
+        assert opened.page.evaluate("getSelection().toString()").strip() == digests[0]
+
+
+def test_a_page_without_script_shows_what_is_known_of_every_node(browser: Browser, folder: Path) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto((folder / "lineage.html").as_uri())
+    assert page.locator(".known:visible").count() == page.locator(".node").count() >= 12
+    context.close()
+
+
+def test_hostile_reasons_run_nothing_and_are_shown_as_they_are(browser: Browser, folder: Path) -> None:
+    with Opened(browser, folder / "audit.html") as opened:
+        assert opened.page.locator("script").count() == 1
+        assert opened.page.title() == "reviews: audit"
+        cell = opened.page.locator("#events td.reasoned").first
+        assert cell.text_content() == told.HOSTILE
+        assert opened.complaints == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_versions_in_the_timelines_bars_can_be_read(browser: Browser, folder: Path, scheme: str) -> None:
+    contrast = """() => {
+      const linear = (c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+      const luminance = (colour) => {
+        const parts = colour.match(/[\\d.]+/g).map(Number).slice(0, 3);
+        const [r, g, b] = colour.startsWith("color(") ? parts : parts.map((c) => c / 255);
+        return 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+      };
+      return [...document.querySelectorAll(".span text")].map((text) => {
+        const bar = text.parentElement.querySelector("rect");
+        const pair = [text, bar].map((e) => luminance(getComputedStyle(e).fill)).sort((a, b) => b - a);
+        return (pair[0] + 0.05) / (pair[1] + 0.05);
+      });
+    }"""
+    with Opened(browser, folder / "audit.html", scheme=scheme) as opened:
+        ratios = opened.page.evaluate(contrast)
+        assert len(ratios) >= 4
+        assert min(ratios) >= 4.5
+
+
+def test_dots_of_the_timeline_lead_to_their_events_and_do_not_overlap(browser: Browser, folder: Path) -> None:
+    with Opened(browser, folder / "busy.html") as opened:
+        overlaps = """() => {
+          const found = [];
+          const dots = [...document.querySelectorAll(".dot circle")].map((c) => c.getBoundingClientRect());
+          for (const [i, a] of dots.entries()) for (const b of dots.slice(i + 1)) {
+            if (Math.min(a.right, b.right) - Math.max(a.left, b.left) > 0.5
+                && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 0.5) found.push([a.x, b.x]);
+          }
+          return [dots.length, found];
+        }"""
+        count, found = opened.page.evaluate(overlaps)
+        assert count > 50
+        assert found == []
+        dot = opened.page.locator(".dot").last
+        target = dot.get_attribute("href")
+        assert target is not None
+        dot.press("Enter")
+        assert opened.page.locator(f"tr{target}").is_visible()
+
+
+def test_a_printed_audit_shows_what_is_known_of_every_node_and_all_events(
+    browser: Browser, folder: Path, tmp_path: Path
+) -> None:
+    with Opened(browser, folder / "audit.html") as opened:
+        opened.page.emulate_media(media="print")
+        opened.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        assert opened.page.locator(".known:visible").count() == opened.page.locator(".node").count()
+        cut = "e => e.scrollHeight > e.clientHeight + 1 && getComputedStyle(e).overflowY !== 'visible'"
+        for box in opened.page.locator(".scroll, .graph").all():
+            assert not box.evaluate(cut)
+        assert opened.page.pdf(path=tmp_path / "page.pdf", format="A4").startswith(b"%PDF")
