@@ -1,6 +1,6 @@
 """A throw-away PostgreSQL server on loopback for tests and benchmarks.
 
-    python -m tests.postgres COMMAND...    # runs COMMAND with PREFIXLINE_MLFLOW_URI naming a fresh database on one
+python -m tests.postgres COMMAND...    # runs COMMAND with PREFIXLINE_MLFLOW_URI naming a fresh database on one
 """
 
 from __future__ import annotations
@@ -90,7 +90,13 @@ def running(*settings: str) -> Iterator[Cluster]:
         initdb = [str(binaries / "initdb"), *options, "-E", "UTF8", "--no-locale", "--no-sync"]
         subprocess.run([*_prefix(user), *initdb], check=True, capture_output=True, cwd=folder)
         port = mlflow_world.free_port()
-        where = ["listen_addresses=127.0.0.1", f"port={port}", f"unix_socket_directories={folder}"]
+        # Every test's MLflow keeps its connections for as long as the process lives.
+        where = [
+            "max_connections=500",
+            "listen_addresses=127.0.0.1",
+            f"port={port}",
+            f"unix_socket_directories={folder}",
+        ]
         server = [str(binaries / "postgres"), "-D", str(data)]
         for option in (*where, *settings):
             server += ["-c", option]

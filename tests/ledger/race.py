@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 from pathlib import Path
 from typing import Any
 
@@ -41,43 +40,44 @@ def _race(uri: str, artifact_root: str | None, version: str, rounds: int, barrie
             results.put((version, "stayed", str(error)))
 
 
-PROCESSES, ROUNDS = int(os.environ.get("LEDGER_PROCESSES", "4")), int(os.environ.get("LEDGER_ROUNDS", "4"))
-"""Of the race; these environment variables make it longer."""
-
-
-def run(registry: Registry) -> list[tuple[str, str, Any]]:
+def run(registry: Registry, processes: int, rounds: int) -> list[tuple[str, str, Any]]:
     """What came of every round of every process: (version, won | told | stayed, epoch or message)."""
     context = multiprocessing.get_context("spawn")
-    barrier, results = context.Barrier(PROCESSES), context.Queue()
+    barrier, results = context.Barrier(processes), context.Queue()
     workers = [
         context.Process(
             target=_race,
-            args=(registry.uri, registry.artifact_root, str(number + 1), ROUNDS, barrier, results),
+            args=(registry.uri, registry.artifact_root, str(number + 1), rounds, barrier, results),
         )
-        for number in range(PROCESSES)
+        for number in range(processes)
     ]
     for worker in workers:
         worker.start()
-    answers = [results.get(timeout=280) for _ in range(PROCESSES * ROUNDS)]
+    answers = [results.get(timeout=280) for _ in range(processes * rounds)]
     for worker in workers:
         worker.join()
     return answers
 
 
-def check(registry: Registry, folder: Path) -> None:
-    """Register a version for each process, let them race, and compare what each was told with the ledger."""
-    for number in range(PROCESSES):
-        world.register(registry, folder, f"{number:x}")
-    answers = run(registry)
+def register(registry: Registry, folder: Path, processes: int = 4) -> None:
+    """A version for each process."""
+    for number in range(processes):
+        world.register(registry, folder, f"{number:02x}")
+
+
+def check(registry: Registry, processes: int = 4, rounds: int = 4) -> dict[str, int]:
+    """Let them race, and compare what each was told with the ledger; how many were."""
+    answers = run(registry, processes, rounds)
     reading = log.read(registry, NAME)
     promoted = {event.epoch: event.version for event in reading.events if isinstance(event, Promoted)}
     assert promoted == {epoch: version for version, what, epoch in answers if what == "won"}
-    assert sorted(promoted) == list(range(PROCESSES + 1, PROCESSES + ROUNDS + 1))
+    assert sorted(promoted) == list(range(processes + 1, processes + rounds + 1))
     told = [error for _, what, error in answers if what == "told"]
     stayed = [error for _, what, error in answers if what == "stayed"]
-    assert (len(told), len(stayed)) == (ROUNDS * (PROCESSES - 2) + 1, ROUNDS - 1)
+    assert (len(told), len(stayed)) == (rounds * (processes - 2) + 1, rounds - 1)
     assert all(" was first: version " in error for error in told)
     assert all("stands in staging and cannot go to staging" in error for error in stayed)
-    assert [event.epoch for event in reading.events] == list(range(1, PROCESSES + ROUNDS + 1))
+    assert [event.epoch for event in reading.events] == list(range(1, processes + rounds + 1))
     assert out_of_step(reading) == ()
     assert aliases(registry) == dict(reading.state.stages)
+    return {"won": len(promoted), "told": len(told), "stayed": len(stayed)}
