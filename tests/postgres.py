@@ -26,7 +26,7 @@ import sqlalchemy
 from pipeline.tracking.connection import MLFLOW_URI, connect
 from tests import mlflow_world
 
-PASSWORD = "s3cret/p:w?"
+PASSWORD, QUOTED = "s3cret/p:w?", "s3cret%2Fp%3Aw%3F"
 """Of the only user: with what an address must quote."""
 
 
@@ -38,8 +38,7 @@ class Cluster:
     number: Iterator[int] = field(default_factory=itertools.count)
 
     def uri(self, database: str) -> str:
-        quoted = "s3cret%2Fp%3Aw%3F"
-        return f"postgresql://tester:{quoted}@127.0.0.1:{self.port}/{database}"
+        return f"postgresql://tester:{QUOTED}@127.0.0.1:{self.port}/{database}"
 
     def execute(self, statement: str, database: str = "postgres") -> None:
         engine = sqlalchemy.create_engine(self.uri(database), isolation_level="AUTOCOMMIT")
