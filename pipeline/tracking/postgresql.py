@@ -28,7 +28,7 @@ def ensure_tables(uri: str, artifact_root: str, timeout: float) -> None:
         timeout: seconds to wait for an answer; MLflow itself would try again and again, for more than a minute.
 
     Raises:
-        RegistryError: the driver is not installed.
+        RegistryError: the address is none, or the driver is not installed.
         sqlalchemy.exc.SQLAlchemyError, mlflow.exceptions.MlflowException: the server does not answer, lets nobody in,
             or lacks the right to make tables.
     """
@@ -36,7 +36,7 @@ def ensure_tables(uri: str, artifact_root: str, timeout: float) -> None:
 
     try:
         engine = sqlalchemy.create_engine(
-            uri,
+            _url(uri),
             poolclass=sqlalchemy.NullPool,
             isolation_level="AUTOCOMMIT",
             connect_args={"connect_timeout": math.ceil(timeout)},
@@ -55,6 +55,22 @@ def ensure_tables(uri: str, artifact_root: str, timeout: float) -> None:
             from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
             SqlAlchemyStore(uri, artifact_root).engine.dispose()
+
+
+def _url(uri: str) -> sqlalchemy.URL:
+    import sqlalchemy
+
+    try:
+        url = sqlalchemy.make_url(uri)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        url = None
+    if url is None or "@" in (url.host or ""):
+        # Neither the address nor the error is told: an unquoted password may be taken for a host or a port.
+        raise RegistryError(
+            "this PostgreSQL address of MLflow cannot be read; expected postgresql://USER@HOST:PORT/DATABASE, and a "
+            "password in it with %40, %3A and %2F for @, : and /"
+        )
+    return url
 
 
 def _made(connection: sqlalchemy.Connection) -> bool:
