@@ -16,6 +16,9 @@ from pipeline.register.registry import Registry
 from tests.ledger import world
 from tests.ledger.world import NAME, aliases
 
+PATIENCE = 240
+"""Seconds until a process that does not come to the next round ends the race."""
+
 
 def _race(uri: str, artifact_root: str | None, version: str, rounds: int, barrier: Any, results: Any) -> None:
     """Promote `version` to staging, with all others that do the same having read the same epoch; again and again."""
@@ -23,7 +26,7 @@ def _race(uri: str, artifact_root: str | None, version: str, rounds: int, barrie
     real = log.claim
 
     def together(*arguments: Any) -> Any:
-        barrier.wait(240)
+        barrier.wait(PATIENCE)
         return real(*arguments)
 
     log.claim = together
@@ -36,7 +39,7 @@ def _race(uri: str, artifact_root: str | None, version: str, rounds: int, barrie
         except ConflictError as error:
             results.put((version, "told", str(error)))
         except RegistryError as error:  # it stands there, having won the round before
-            barrier.wait(240)
+            barrier.wait(PATIENCE)
             results.put((version, "stayed", str(error)))
 
 
@@ -53,7 +56,7 @@ def run(registry: Registry, processes: int, rounds: int) -> list[tuple[str, str,
     ]
     for worker in workers:
         worker.start()
-    answers = [results.get(timeout=280) for _ in range(processes * rounds)]
+    answers = [results.get(timeout=PATIENCE + 40) for _ in range(processes * rounds)]
     for worker in workers:
         worker.join()
     return answers

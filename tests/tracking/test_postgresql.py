@@ -141,7 +141,6 @@ def test_an_address_is_shown_without_its_password(uri: str, shown: str):
         ("mysql://a:secret@h/b", "mysql://a:\\*\\*\\*@h/b.*expected http://, https://, postgresql://"),
         ("postgresql://a:b@secret:x/b", "this PostgreSQL address of MLflow cannot be read"),
         ("postgresql://a:x@secret@h/b", "cannot be read; .*%40"),
-        ("postgresql://[secret", "cannot be read"),
     ],
 )
 def test_an_address_that_cannot_be_used_is_refused_without_its_password(uri: str, message: str):
