@@ -16,7 +16,7 @@ from pipeline.register.registry import Registry
 from tests.ledger import world
 from tests.ledger.world import NAME, aliases
 
-PATIENCE = 240
+PATIENCE = 900
 """Seconds until a process that does not come to the next round ends the race."""
 
 
@@ -51,12 +51,13 @@ def run(registry: Registry, processes: int, rounds: int) -> list[tuple[str, str,
         context.Process(
             target=_race,
             args=(registry.uri, registry.artifact_root, str(number + 1), rounds, barrier, results),
+            daemon=True,  # none goes on without the others
         )
         for number in range(processes)
     ]
     for worker in workers:
         worker.start()
-    answers = [results.get(timeout=PATIENCE + 40) for _ in range(processes * rounds)]
+    answers = [results.get(timeout=PATIENCE) for _ in range(processes * rounds)]
     for worker in workers:
         worker.join()
     return answers
