@@ -13,7 +13,7 @@ export DVC_NO_ANALYTICS = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup demo test test-pages chromium lint types architectures constraints wheel clean
+.PHONY: help setup demo test test-pages chromium test-postgres postgresql lint types architectures constraints wheel clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -32,7 +32,7 @@ demo: $(READY) ## Build the data, train, judge, register, and again after the da
 	HF_HUB_OFFLINE=1 $(BIN)/python examples/demo.py
 
 test: $(READY) ## Run the tests (no network, no GPU, no browser needed)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m 'not browser'
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m 'not browser and not postgres'
 
 test-pages: $(READY) chromium ## Open the pages in Chromium
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m browser
@@ -40,6 +40,13 @@ test-pages: $(READY) chromium ## Open the pages in Chromium
 chromium: ## Install Chromium where there is none (Debian, Ubuntu; as root)
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
 		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; }
+
+test-postgres: $(READY) postgresql ## Run the ledger's tests on PostgreSQL
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m postgres
+
+postgresql: ## Install PostgreSQL where there is none (Debian, Ubuntu; as root)
+	@command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || \
+		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql; }
 
 lint: $(READY) ## Style, and the direction of imports
 	$(BIN)/ruff check .

@@ -1,7 +1,8 @@
 """Where a workspace's MLflow and Prefect are to be found, with servers or without, and whether they answer.
 
 All of their data lies in the workspace's `.prefixline/`, so the same databases serve with and without
-servers: `endpoints` says where to connect right now. Artifacts are recorded by their `file:` URI rather than
+servers: `endpoints` says where to connect right now. `PREFIXLINE_MLFLOW_URI` names another place for MLflow's: a
+PostgreSQL database, which serves with and without a server likewise, or a server of the team's own. Artifacts are recorded by their `file:` URI rather than
 as `mlflow-artifacts:/`, because the latter can only be read through a running server, while a file URI works
 directly, and through the server too (client and server share the disk). Either may come first.
 """
@@ -11,13 +12,14 @@ from __future__ import annotations
 import os
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.environment import quiet_environment
 from pipeline.errors import UnreachableError
 from pipeline.ports import HOST
 from pipeline.server_state import ServersRecord, read_state
+from pipeline.tracking.connection import MLFLOW_URI
 
 _LOG_LINES = 15
 _OTHER_SERVERS = (
@@ -34,29 +36,46 @@ class Endpoints:
     """Where a workspace's MLflow and Prefect are to be found now.
 
     Attributes:
-        mlflow_uri: the tracking and registry URI: the server's `http:` address, or the `sqlite:` database.
+        mlflow_uri: the tracking and registry URI: a server's `http:` address, or the database's, which may hold a
+            password.
         prefect_api_url: the server's API, or None: a command that needs one then starts its own (see
             `pipeline.private_prefect`), which runs no schedules.
         forkserver: the socket of the process that runs stages without importing anything, or None.
         artifact_root: the `file:` URI below which every experiment must put its artifacts, whether created
-            directly or over HTTP; pass `artifact_location=f"{artifact_root}/{experiment}"` at creation.
+            directly or over HTTP; pass `artifact_location=f"{artifact_root}/{experiment}"` at creation. None where a
+            server of the team's own keeps them, which does not share this disk.
     """
 
-    mlflow_uri: str
+    mlflow_uri: str = field(repr=False)
     prefect_api_url: str | None
     forkserver: str | None
-    artifact_root: str
+    artifact_root: str | None
 
 
 def endpoints(workspace: Path) -> Endpoints:
-    """The servers of `workspace` if both run, else its database files. Asks no server; see `running`."""
+    """The servers of `workspace` if they run, else its databases. Asks no server; see `running`.
+
+    While `prefixline up` runs with an MLflow server, that decides, whatever `PREFIXLINE_MLFLOW_URI` says here.
+    """
     workspace = workspace.resolve()
     servers = running(workspace)
     root = (workspace / ".prefixline/mlartifacts").as_uri()
-    if servers is None:
-        return Endpoints(f"sqlite:///{workspace}/.prefixline/mlflow.db", None, None, root)
-    forks = servers.forks.url if servers.forks.process.alive() else None
-    return Endpoints(servers.mlflow.url, f"{servers.prefect.url}/api", forks, root)
+    prefect = None if servers is None else f"{servers.prefect.url}/api"
+    forks = servers.forks.url if servers is not None and servers.forks.process.alive() else None
+    if servers is not None and servers.mlflow is not None:
+        return Endpoints(servers.mlflow.url, prefect, forks, root)
+    mlflow = mlflow_uri(workspace)
+    return Endpoints(mlflow, prefect, forks, None if is_server(mlflow) else root)
+
+
+def mlflow_uri(workspace: Path) -> str:
+    """Where MLflow's data is, without the workspace's own MLflow server: `PREFIXLINE_MLFLOW_URI`, else its own file."""
+    return os.environ.get(MLFLOW_URI) or f"sqlite:///{workspace.resolve()}/.prefixline/mlflow.db"
+
+
+def is_server(uri: str) -> bool:
+    """Whether MLflow's address is a server's, rather than a database's."""
+    return uri.startswith(("http://", "https://"))
 
 
 def running(workspace: Path) -> ServersRecord | None:

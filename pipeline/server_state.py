@@ -65,21 +65,21 @@ class ServersRecord:
 
     Attributes:
         up: the `prefixline up` that started the servers and will end them.
-        mlflow: the MLflow server.
+        mlflow: the MLflow server; None where the workspace uses one of the team's own.
         prefect: the Prefect server.
         forks: the fork server (`pipeline.forkserver`), without which all goes on.
         ready: MLflow and Prefect have answered.
     """
 
     up: ProcessId
-    mlflow: ServerRecord
+    mlflow: ServerRecord | None
     prefect: ServerRecord
     forks: ServerRecord
     ready: bool
 
     def alive(self) -> bool:
         """Whether MLflow and Prefect still run."""
-        return self.mlflow.process.alive() and self.prefect.process.alive()
+        return self.prefect.process.alive() and (self.mlflow is None or self.mlflow.process.alive())
 
     def now_ready(self) -> ServersRecord:
         """The same, with both servers answering."""
@@ -94,7 +94,8 @@ def read_state(state: Path) -> ServersRecord | None:
     """What the folder `state` records; None when there is nothing, or nothing that can be read."""
     try:
         raw = json.loads((state / STATE_FILE).read_bytes())
-        mlflow, prefect, forks = (_server(raw[name]) for name in ("mlflow", "prefect", "forks"))
+        mlflow = None if raw["mlflow"] is None else _server(raw["mlflow"])
+        prefect, forks = _server(raw["prefect"]), _server(raw["forks"])
         return ServersRecord(ProcessId(**raw["up"]), mlflow, prefect, forks, bool(raw["ready"]))
     except (FileNotFoundError, ValueError, TypeError, KeyError):
         return None

@@ -25,8 +25,9 @@ import psutil
 from pipeline.environment import quiet_environment
 from pipeline.errors import ServerError, WorkspaceError
 from pipeline.ports import HOST, free_ports
-from pipeline.server_access import answers, environment, tail
+from pipeline.server_access import answers, environment, is_server, mlflow_uri, tail
 from pipeline.server_state import STATE_FILE, ProcessId, ServerRecord, ServersRecord, read_state
+from pipeline.tracking.connection import MLFLOW_URI
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _GRACE_SECONDS = 15.0
@@ -41,6 +42,8 @@ def up(
     say: Callable[[str], None],
 ) -> None:
     """Start both servers, wait until they answer, and stay until Ctrl-C, SIGTERM or SIGHUP; then end them.
+
+    MLflow's stands on the database that `PREFIXLINE_MLFLOW_URI` names, if it does; where it names a server, none is started.
 
     Must be called from the main thread, which receives the signals.
 
@@ -65,25 +68,29 @@ def up(
     with _only_one(state), _stop_requests() as stop, ExitStack() as cleanup:
         _end_leftovers(state, say)
         ports = free_ports({"mlflow": mlflow_port, "prefect": prefect_port})
-        if not _make_database(state, stop, say):
+        mlflow_at = mlflow_uri(workspace)
+        if not is_server(mlflow_at) and not _make_database(state, mlflow_at, stop, say):
             return
         cleanup.callback((state / STATE_FILE).unlink, missing_ok=True)
         # Not in the workspace, nor where TMPDIR says: a socket's path has 107 characters at most. Only its owner may enter.
         sockets = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="prefixline-", dir="/tmp")))
-        specifications = _specifications(workspace, ports["mlflow"], ports["prefect"], sockets / "forks")
-        mlflow, prefect, forks = (_start(each, cleanup) for each in specifications)
+        specifications = _specifications(
+            workspace, mlflow_at, ports["mlflow"], ports["prefect"], sockets / "forks"
+        )
+        *answering, forks = (_start(each, cleanup) for each in specifications)
+        own = {server.specification.title: server.record for server in answering}
         record = ServersRecord(
-            ProcessId.of(os.getpid()), mlflow.record, prefect.record, forks.record, ready=False
+            ProcessId.of(os.getpid()), own.get("MLflow"), own["Prefect"], forks.record, ready=False
         )
         record.write(state)
-        for server in (mlflow, prefect):
-            if not _wait_until_it_answers(server, (mlflow, prefect), stop, timeout, say):
+        for server in answering:
+            if not _wait_until_it_answers(server, answering, stop, timeout, say):
                 return
         record.now_ready().write(state)
         say("Both servers are up. Ctrl-C ends them.")
         forking = True
         while not stop.wait(0.5):
-            _raise_if_dead((mlflow, prefect))
+            _raise_if_dead(answering)
             if forking and not forks.record.process.alive():
                 forking = False
                 say(
@@ -92,18 +99,18 @@ def up(
                 )
 
 
-def _make_database(state: Path, stop: threading.Event, say: Callable[[str], None]) -> bool:
+def _make_database(state: Path, uri: str, stop: threading.Event, say: Callable[[str], None]) -> bool:
     """MLflow's database before its server starts, which would leave half of one if ended meanwhile.
 
     In a process of its own: MLflow would otherwise stay in this one's memory. False when asked to stop.
     """
-    database = state / "mlflow.db"
-    if database.exists():
-        return True
-    say("making MLflow's database")
+    if uri.startswith("sqlite:"):
+        if Path(uri.removeprefix("sqlite:///")).exists():
+            return True
+        say("making MLflow's database")
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.tracking.database", str(database), (state / "mlartifacts").as_uri()],
-        env={**os.environ, **quiet_environment(offline=False)},
+        [sys.executable, "-m", "pipeline.tracking", (state / "mlartifacts").as_uri()],
+        env={**os.environ, **quiet_environment(offline=False), MLFLOW_URI: uri},
         capture_output=True,
         text=True,
         check=False,
@@ -111,7 +118,7 @@ def _make_database(state: Path, stop: threading.Event, say: Callable[[str], None
     if stop.is_set():
         return False
     if done.returncode != 0:
-        raise ServerError(f"MLflow's database {database} could not be made: {done.stderr.strip()[-2000:]}")
+        raise ServerError(f"MLflow's server cannot be started: {done.stderr.strip()[-2000:]}")
     return True
 
 
@@ -133,7 +140,7 @@ class _Server:
 
 
 def _specifications(
-    workspace: Path, mlflow_port: int, prefect_port: int, forks: Path
+    workspace: Path, mlflow_at: str, mlflow_port: int, prefect_port: int, forks: Path
 ) -> Iterator[_Specification]:
     state = workspace / ".prefixline"
     # Settings of other MLflow or Prefect installations in the user's shell must not lead data out of here.
@@ -151,19 +158,27 @@ def _specifications(
     }
     artifacts = (state / "mlartifacts").as_uri()
     url = f"http://{HOST}:{mlflow_port}"
-    yield _Specification(
-        "MLflow",
-        url,
-        f"{url}/health",
-        [
-            *(sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(mlflow_port)),
-            *("--backend-store-uri", f"sqlite:///{state}/mlflow.db", "--workers", "1"),
-            *("--default-artifact-root", artifacts, "--artifacts-destination", artifacts),
-            *("--uvicorn-opts", "--log-level warning"),
-        ],
-        state / "logs/mlflow.log",
-        common,
-    )
+    if not is_server(mlflow_at):
+        yield _Specification(
+            "MLflow",
+            url,
+            f"{url}/health",
+            [
+                *(sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(mlflow_port)),
+                *(
+                    "--workers",
+                    "1",
+                    "--default-artifact-root",
+                    artifacts,
+                    "--artifacts-destination",
+                    artifacts,
+                ),
+                *("--uvicorn-opts", "--log-level warning"),
+            ],
+            state / "logs/mlflow.log",
+            # Not on the command line, which is for all to read: it may hold a password.
+            {**common, "MLFLOW_BACKEND_STORE_URI": mlflow_at},
+        )
     url = f"http://{HOST}:{prefect_port}"
     yield _Specification(
         "Prefect",
@@ -284,8 +299,9 @@ def _only_one(state: Path) -> Iterator[None]:
             if servers is None or not servers.ready:
                 raise WorkspaceError(f"the servers of {state.parent} are being started already") from None
             raise WorkspaceError(
-                f"the servers of {state.parent} are already up (process {servers.up.pid}): MLflow at "
-                f"{servers.mlflow.url}, Prefect at {servers.prefect.url}"
+                f"the servers of {state.parent} are already up (process {servers.up.pid}): "
+                + (f"MLflow at {servers.mlflow.url}, " if servers.mlflow else "")
+                + f"Prefect at {servers.prefect.url}"
             ) from None
         yield
 
@@ -312,7 +328,7 @@ def _end_leftovers(state: Path, say: Callable[[str], None]) -> None:
     if servers is None:
         return
     for title, server in (("MLflow", servers.mlflow), ("Prefect", servers.prefect), ("fork", servers.forks)):
-        if server.process.alive():
+        if server is not None and server.process.alive():
             say(f"ending the {title} server (process {server.process.pid}) that an earlier `up` left behind")
             _end_group(server.process)
     (state / STATE_FILE).unlink(missing_ok=True)

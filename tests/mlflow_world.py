@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +30,7 @@ from pipeline.register.registry import Registry
 from tests import records
 
 ACTOR = "A tester <tester@localhost>"
+Store = Literal["sqlite", "postgresql"]
 LABELS = ["bad", "good", "middling"]
 TEXTS = ["the red cat runs", "old pub", "a cheap fine food area near the river and the tree", "one"]
 
@@ -44,14 +45,23 @@ def _migrated() -> Path:
     return path
 
 
-def database(root: Path) -> Registry:
-    """MLflow directly on sqlite below `root`, as in a workspace."""
+def backend(file: Path, store: Store = "sqlite") -> str:
+    """The address of a database with MLflow's tables: sqlite's at `file`, or a new one on this process's PostgreSQL."""
+    if store == "postgresql":
+        from tests import postgres
+
+        return postgres.cluster().database()
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(_migrated(), file)
+    return f"sqlite:///{file}"
+
+
+def database(root: Path, store: Store = "sqlite") -> Registry:
+    """MLflow directly on a database, by default sqlite's below `root`, as in a workspace; files always below `root`."""
     state = root / ".prefixline"
-    if not (state / "mlflow.db").exists():
-        state.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(_migrated(), state / "mlflow.db")
     return mlflow_registry.connect(
-        f"sqlite:///{state / 'mlflow.db'}", artifact_root=(state / "mlartifacts").as_uri()
+        backend(state / "mlflow.db", store), artifact_root=(state / "mlartifacts").as_uri()
     )
 
 
@@ -63,8 +73,20 @@ def free_port() -> int:
 
 
 @contextmanager
-def server(root: Path, port: int, *extra: str) -> Iterator[str]:
-    """`mlflow server` on loopback that keeps artifacts itself; its address."""
+def server(root: Path, port: int, *extra: str, uri: str | None = None) -> Iterator[str]:
+    """`mlflow server` on loopback that keeps artifacts itself; its address.
+
+    It stands on the database at `uri`; by default on sqlite's below `root`.
+    """
+    process = start_server(root, port, *extra, uri=uri)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        kill(process)
+
+
+def start_server(root: Path, port: int, *extra: str, uri: str | None = None) -> subprocess.Popen[bytes]:
+    """As `server`, for who ends it with `kill`; it answers."""
     command = [
         sys.executable,
         "-m",
@@ -77,25 +99,38 @@ def server(root: Path, port: int, *extra: str) -> Iterator[str]:
         "--workers",
         "1",
     ]
-    command += ["--backend-store-uri", f"sqlite:///{root / 'mlflow.db'}", *extra]
+    command += ["--backend-store-uri", uri or backend(root / "mlflow.db"), *extra]
     if not extra:
         command += ["--artifacts-destination", str(root / "artifacts")]
     root.mkdir(parents=True, exist_ok=True)
-    if not (root / "mlflow.db").exists():
-        shutil.copyfile(_migrated(), root / "mlflow.db")
     with (root / "server.log").open("ab") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=root, start_new_session=True)
     try:
         _wait(f"http://127.0.0.1:{port}", process)
-        yield f"http://127.0.0.1:{port}"
-    finally:
+    except BaseException:
+        kill(process)
+        raise
+    return process
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL for a server and all that it started."""
+    if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
 @contextmanager
-def losing_replies(server: str, endings: set[str]) -> Iterator[tuple[str, list[str]]]:
-    """A proxy that answers 503 to the first request for each of `endings` after the server carried it out."""
+def losing_replies(
+    server: str,
+    endings: set[str],
+    how: Literal["503", "dropped", "not at all"] = "503",
+    then: Callable[[], None] = lambda: None,
+) -> Iterator[tuple[str, list[str]]]:
+    """A proxy that, after the server carried out the first POST for each of `endings`, does `then` and loses the reply.
+
+    It answers 503 instead, or drops the connection; or loses the reply not at all.
+    """
     lost: list[str] = []
     host = server.removeprefix("http://")
 
@@ -104,12 +139,23 @@ def losing_replies(server: str, endings: set[str]) -> Iterator[tuple[str, list[s
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             upstream = http.client.HTTPConnection(host, timeout=30)
             headers = {key: value for key, value in self.headers.items() if key.lower() != "host"}
-            upstream.request(self.command, self.path, body, headers)
-            reply = upstream.getresponse()
-            content = reply.read()
+            try:
+                upstream.request(self.command, self.path, body, headers)
+                reply = upstream.getresponse()
+                content = reply.read()
+            except OSError:  # the server is gone, and so is the reply
+                self.close_connection = True
+                return
             ending = next((end for end in endings if self.path.endswith(end)), None)
             if ending and self.command == "POST" and ending not in lost:
                 lost.append(ending)
+                then()
+                if how == "dropped":
+                    self.close_connection = True
+                    return
+            else:
+                ending = None
+            if ending and how == "503":
                 self.send_response(503)
                 content = b""
             else:

@@ -65,7 +65,10 @@ def overview(root: Path) -> dict[str, Any]:
     return {
         "workspace": str(workspace.root),
         "commit": git.resolve(workspace.root, "HEAD"),
-        "servers": {"mlflow": running.mlflow_uri, "prefect": running.prefect_api_url}
+        "servers": {
+            "mlflow": connection.shown,
+            "prefect": running.prefect_api_url,
+        }
         if running.prefect_api_url
         else None,
         "prefixes": prefixes,

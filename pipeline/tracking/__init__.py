@@ -1,1 +1,1 @@
-"""The way to MLflow: the checked connection, and the making of its SQLite database."""
+"""The way to MLflow: the checked connection, and the making of its database."""

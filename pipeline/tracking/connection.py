@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import os
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import RegistryError, UnreachableError
+from pipeline.tracking import postgresql
 from pipeline.tracking.database import ensure_database
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+MLFLOW_URI = "PREFIXLINE_MLFLOW_URI"
+"""The environment variable that says where a workspace's MLflow is, if not in the workspace: an address for `connect`.
+
+Not MLflow's own MLFLOW_TRACKING_URI: what a shell exports for other work must not lead a workspace's versions away.
+"""
 
 BOUNDS: Mapping[str, str] = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -39,12 +47,17 @@ class Registry:
     """A checked connection to MLflow. Made by `connect`; MLflow itself is imported when `client` is first used.
 
     Attributes:
-        uri: tracking and registry address.
+        uri: tracking and registry address; may hold a password, so it is `shown` that messages name.
         artifact_root: URI below which new experiments keep their files; None leaves that to the server.
     """
 
-    uri: str
+    uri: str = field(repr=False)
     artifact_root: str | None = None
+
+    @property
+    def shown(self) -> str:
+        """`uri` with its password, if it has one, as `***`."""
+        return without_password(self.uri)
 
     @cached_property
     def client(self) -> MlflowClient:
@@ -105,19 +118,21 @@ class Registry:
         """Turn what MLflow raises while `doing` something into RegistryError or UnreachableError."""
         import requests
         from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError
+        from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
         try:
             yield
         except MlflowException as error:
             # http_request raises inside an `except`, so what happened on the wire is the context.
             if isinstance(error.__context__, requests.RequestException) or error.error_code in _TRANSIENT:
-                raise _unreachable(self.uri, f"{doing}: {error}") from error
-            raise RegistryError(f"{doing}: MLflow at {self.uri} refused: {error}") from error
+                raise _unreachable(self.shown, f"{doing}: {error}") from error
+            raise RegistryError(f"{doing}: MLflow at {self.shown} refused: {error}") from error
         except SQLAlchemyError as error:  # a file that is no database, found before MLflow wraps anything
-            raise RegistryError(f"{doing}: MLflow cannot use {self.uri}: {error}") from error
+            if isinstance(error, OperationalError) and not self.uri.startswith("sqlite:"):
+                raise _unreachable(self.shown, f"{doing}: {error}") from error
+            raise RegistryError(f"{doing}: MLflow cannot use {self.shown}: {error}") from error
         except requests.RequestException as error:
-            raise _unreachable(self.uri, f"{doing}: {error}") from error
+            raise _unreachable(self.shown, f"{doing}: {error}") from error
         except OSError as error:
             raise RegistryError(f"{doing}: {error}; nothing was registered, run it again") from error
 
@@ -137,13 +152,14 @@ _TRANSIENT = {"TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"}
 def connect(uri: str, *, artifact_root: str | None = None, timeout: float = 5.0) -> Registry:
     """A connection to MLflow at `uri`, checked quickly.
 
-    An sqlite database is created on first use.
+    An sqlite database is created on first use; in a PostgreSQL database, MLflow's tables are.
 
     Args:
-        uri: http://, https://, or sqlite:/// and an absolute path.
-        artifact_root: URI below which new experiments keep their files. Needed for sqlite, where MLflow would
+        uri: http://, https://, postgresql:// (libpq's form; a password may also come from PGPASSWORD or ~/.pgpass),
+            or sqlite:/// and an absolute path.
+        artifact_root: URI below which new experiments keep their files. Needed for a database, where MLflow would
             otherwise use the current folder; None leaves it to a server.
-        timeout: seconds to wait for a server's health page.
+        timeout: seconds to wait for a server's health page, or for PostgreSQL.
 
     Raises:
         UnreachableError: no MLflow answers there.
@@ -152,18 +168,35 @@ def connect(uri: str, *, artifact_root: str | None = None, timeout: float = 5.0)
     for name, value in BOUNDS.items():
         os.environ.setdefault(name, value)
     if uri.startswith(("http://", "https://")):
+        if "@" in uri.split("/")[2]:
+            # MLflow puts the whole address into its errors.
+            raise RegistryError(
+                f"MLflow address {without_password(uri)!r}: expected one without user and password; set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, which MLflow itself reads"
+            )
         _check_health(uri, timeout)
         return Registry(uri.rstrip("/"), artifact_root)
-    if not uri.startswith("sqlite:////"):
-        raise RegistryError(f"MLflow address {uri!r}: expected http://, https:// or sqlite:////ABSOLUTE/FILE")
-    if artifact_root is None:
-        raise RegistryError(f"MLflow at {uri}: say where its artifacts are to lie (artifact_root)")
-    database = Path(uri.removeprefix("sqlite:///"))
     registry = Registry(uri, artifact_root)
+    if not uri.startswith(("sqlite:////", *postgresql.SCHEMES)):
+        raise RegistryError(
+            f"MLflow address {registry.shown!r}: expected http://, https://, postgresql:// or sqlite:////ABSOLUTE/FILE"
+        )
+    if artifact_root is None:
+        raise RegistryError(f"MLflow at {registry.shown}: say where its artifacts are to lie (artifact_root)")
+    if uri.startswith(postgresql.SCHEMES):
+        with registry.errors("opening MLflow's database"):
+            postgresql.ensure_tables(uri, artifact_root, timeout)
+        return registry
+    database = Path(uri.removeprefix("sqlite:///"))
     with registry.errors(f"opening MLflow's database {database}"):
         database.parent.mkdir(parents=True, exist_ok=True)
         ensure_database(database, artifact_root)
     return registry
+
+
+def without_password(uri: str) -> str:
+    """An address as messages may name it: with `***` for its password."""
+    return re.sub("([?&][^=&]*password)=[^&]*", r"\1=***", re.sub("(://[^:/]*):.*@", r"\1:***@", uri))
 
 
 def _check_health(uri: str, timeout: float) -> None:
@@ -178,11 +211,13 @@ def _check_health(uri: str, timeout: float) -> None:
 
 
 def _unreachable(uri: str, what: str) -> UnreachableError:
-    if uri.startswith("sqlite:"):
+    if not uri.startswith("http"):
         return UnreachableError(
             f"MLflow's database {uri} cannot be used now ({what}). If another process holds it, run this again."
+            if uri.startswith("sqlite:")
+            else f"MLflow's database {uri} does not answer, or lets nobody in ({what})"
         )
     return UnreachableError(
-        f"MLflow at {uri} does not answer ({what}). See .prefixline/logs/mlflow.log, and start it again "
-        "with `prefixline up`."
+        f"MLflow at {uri} does not answer ({what}). If it is the workspace's own, see "
+        ".prefixline/logs/mlflow.log, and start it again with `prefixline up`."
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
@@ -56,7 +55,3 @@ def _make(path: Path, artifact_root: str) -> None:
         with fresh.open("rb") as file:
             os.fsync(file.fileno())
         fresh.replace(path)
-
-
-if __name__ == "__main__":
-    ensure_database(Path(sys.argv[1]), sys.argv[2])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,9 @@ from pipeline.register.registry import Registry
 from tests.ledger import world
 from tests.ledger.world import NAME, aliases
 
+PATIENCE = 900
+"""Seconds until a process that does not come to the next round ends the race."""
+
 
 def _race(uri: str, artifact_root: str | None, version: str, rounds: int, barrier: Any, results: Any) -> None:
     """Promote `version` to staging, with all others that do the same having read the same epoch; again and again."""
@@ -29,7 +31,7 @@ def _race(uri: str, artifact_root: str | None, version: str, rounds: int, barrie
         nonlocal arrived
         if not arrived:  # not again for the refusal of whoever is second
             arrived = True
-            barrier.wait(240)
+            barrier.wait(PATIENCE)
         return real(*arguments)
 
     log.claim = together
@@ -43,49 +45,52 @@ def _race(uri: str, artifact_root: str | None, version: str, rounds: int, barrie
         except ConflictError as error:
             results.put((version, "told", str(error)))
         except RegistryError as error:  # it stands there, having won the round before
-            barrier.wait(240)
+            barrier.wait(PATIENCE)
             results.put((version, "stayed", str(error)))
 
 
-PROCESSES, ROUNDS = int(os.environ.get("LEDGER_PROCESSES", "4")), int(os.environ.get("LEDGER_ROUNDS", "4"))
-"""Of the race; these environment variables make it longer."""
-
-
-def run(registry: Registry) -> list[tuple[str, str, Any]]:
+def run(registry: Registry, processes: int, rounds: int) -> list[tuple[str, str, Any]]:
     """What came of every round of every process: (version, won | told | stayed, epoch or message)."""
     context = multiprocessing.get_context("spawn")
-    barrier, results = context.Barrier(PROCESSES), context.Queue()
+    barrier, results = context.Barrier(processes), context.Queue()
     workers = [
         context.Process(
             target=_race,
-            args=(registry.uri, registry.artifact_root, str(number + 1), ROUNDS, barrier, results),
+            args=(registry.uri, registry.artifact_root, str(number + 1), rounds, barrier, results),
+            daemon=True,  # none goes on without the others
         )
-        for number in range(PROCESSES)
+        for number in range(processes)
     ]
     for worker in workers:
         worker.start()
-    answers = [results.get(timeout=280) for _ in range(PROCESSES * ROUNDS)]
+    answers = [results.get(timeout=PATIENCE) for _ in range(processes * rounds)]
     for worker in workers:
         worker.join()
     return answers
 
 
-def check(registry: Registry, folder: Path) -> None:
-    """Register a version for each process, let them race, and compare what each was told with the ledger."""
-    for number in range(PROCESSES):
-        world.register(registry, folder, f"{number:x}")
-    answers = run(registry)
+def register(registry: Registry, folder: Path, processes: int = 4) -> None:
+    """A version for each process."""
+    for number in range(processes):
+        world.register(registry, folder, f"{number:02x}")
+
+
+def check(registry: Registry, processes: int = 4, rounds: int = 4) -> dict[str, int]:
+    """Let them race, and compare what each was told with the ledger; how many were."""
+    answers = run(registry, processes, rounds)
     reading = log.read(registry, NAME)
     promoted = {event.epoch: event.version for event in reading.events if isinstance(event, Promoted)}
     assert promoted == {epoch: version for version, what, epoch in answers if what == "won"}
-    assert len(promoted) == ROUNDS
+    assert len(promoted) == rounds
     told = [error for _, what, error in answers if what == "told"]
     stayed = [error for _, what, error in answers if what == "stayed"]
-    assert (len(told), len(stayed)) == (ROUNDS * (PROCESSES - 2) + 1, ROUNDS - 1)
+    assert (len(told), len(stayed)) == (rounds * (processes - 2) + 1, rounds - 1)
     assert all(" was first: version " in error for error in told)
     assert all("stands in staging and cannot go to staging" in error for error in stayed)
     refused = [event.version for event in reading.events if isinstance(event, Refused)]
     assert sorted(refused) == sorted(version for version, what, _ in answers if what == "told")
-    assert len(reading.events) == PROCESSES + ROUNDS + len(refused)
+    assert len(reading.events) == processes + rounds + len(refused)
+    assert [event.epoch for event in reading.events] == list(range(1, len(reading.events) + 1))
     assert out_of_step(reading) == ()
     assert aliases(registry) == dict(reading.state.stages)
+    return {"won": len(promoted), "told": len(told), "stayed": len(stayed)}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sqlite3
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,17 +12,16 @@ from pipeline.ledger import log
 from pipeline.ledger.events import Event, Promoted, Registered
 from pipeline.ledger.projection import project
 from pipeline.register.registry import Registry
-from tests import mlflow_world
 from tests.ledger import world
+from tests.ledger.mutations import CASES, CHAIN
 
 LONG = 'line one\nline two \N{PARTY POPPER}\r\n\ttab \x00 \u2028 "quoted" \\ ' + "\N{GRINNING FACE}x" * 5_000
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Registry:
-    found = mlflow_world.database(tmp_path)
-    found.client.create_registered_model(world.NAME)
-    return found
+def registry(registry: Registry) -> Registry:
+    registry.client.create_registered_model(world.NAME)
+    return registry
 
 
 def write(registry: Registry, *steps: str) -> list[Event]:
@@ -62,10 +59,10 @@ def test_a_reason_of_ten_thousand_characters_with_newlines_and_emoji_is_kept_exa
     read = log.read(registry, "reviews").events
     assert [event.reason for event in read] == [LONG, LONG * 9]
     assert read == (first, long)
-    with sqlite3.connect(registry.uri.removeprefix("sqlite:///")) as database:
-        lengths = [length for (length,) in database.execute("select length(value) from params")]
-    database.close()
-    assert max(lengths) == log.VALUE_LIMIT
+    assert (
+        max(length for (length,) in world.ask(registry, "select length(value) from params"))
+        == log.VALUE_LIMIT
+    )
 
 
 @pytest.mark.parametrize(
@@ -93,6 +90,25 @@ def test_parts_of_somebody_who_came_second_do_no_harm(registry: Registry):
     assert log.read(registry, "reviews").events == (first,)
 
 
+def test_a_chain_changed_in_the_database_is_found_and_its_epochs_are_named(registry: Registry):
+    for event in CHAIN:
+        log.claim(registry, event)
+    run_id = registry.client.get_experiment_by_name("prefixline.ledger.reviews").tags[log.RUN_TAG]
+    whole = {int(key): value.encode() for key, value in world.ask(registry, "select key, value from params")}
+    assert whole == world.contents(CHAIN)
+    for mutate, problems in CASES:
+        kept = dict(whole)
+        mutate(kept)
+        world.tamper(registry, "delete from params")
+        for epoch, content in kept.items():
+            insert = "insert into params (key, value, run_uuid) values (:key, :value, :run)"
+            world.tamper(registry, insert, key=f"{epoch:06d}", value=content.decode(), run=run_id)
+        with pytest.raises(IntegrityError) as caught:
+            log.read(registry, "reviews")
+        for problem in problems:
+            assert any(found.startswith(problem) for found in caught.value.problems), caught.value.problems
+
+
 @pytest.mark.parametrize(
     ("statement", "problem"),
     [
@@ -104,6 +120,7 @@ def test_parts_of_somebody_who_came_second_do_no_harm(registry: Registry):
         ("update params set key = '000005' where key = '000004'", "epochs 4: missing"),
         ("update params set key = '7' where key = '000004'", "param '7': is neither an epoch nor a part"),
         ("delete from params", "epoch 4: is missing"),
+        ("update params set value = substr(value, 1, 300) where key = '000004'", "epoch 4: not JSON"),
         ("delete from experiments where name = 'prefixline.ledger.reviews'", "tagged with run .*, the ledger is gone"),
         ("delete from runs where name = 'reviews'", "its run .* is gone from MLflow"),
         ("delete from experiment_tags", "has lost its tag prefixline.ledger"),

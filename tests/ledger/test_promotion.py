@@ -17,16 +17,10 @@ from pipeline.ledger.history import history, up_to
 from pipeline.ledger.projection import out_of_step, project
 from pipeline.register import versions
 from pipeline.register.registry import Registry
-from tests import mlflow_world
 from tests.ledger import race, world
 from tests.ledger.world import NAME, aliases
 
 ALICE, BOB = "alice@localhost", "bob@localhost"
-
-
-@pytest.fixture
-def registry(tmp_path: Path) -> Registry:
-    return mlflow_world.database(tmp_path)
 
 
 def promote(registry: Registry, version: str, to: Any, actor: str = ALICE, **named: Any) -> promotion.Moved:
@@ -415,7 +409,8 @@ def test_history_says_what_stood_where_at_a_time_in_the_order_of_epochs():
 def test_of_several_processes_that_promote_at_once_one_wins_each_epoch_and_the_others_are_told(
     registry: Registry, tmp_path: Path
 ):
-    race.check(registry, tmp_path)
+    race.register(registry, tmp_path)
+    race.check(registry)
 
 
 def test_entering_a_version_again_enters_nothing(registry: Registry, tmp_path: Path):

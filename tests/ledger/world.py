@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import strategies as st
 
@@ -119,8 +120,9 @@ def register(registry: Registry, folder: Path, key: str = "1", name: str = NAME,
     adapter.mkdir(exist_ok=True)
     (adapter / "adapter_config.json").write_text("{}")
     (adapter / "adapter_model.safetensors").write_bytes(b"weights")
-    run_id = start_run(registry, name, key * 64, params={})
-    record = mlflow_world.record(adapter, run_id, key * 64, prefix=name, **changes)
+    run_key = key * (64 // len(key))
+    run_id = start_run(registry, name, run_key, params={})
+    record = mlflow_world.record(adapter, run_id, run_key, prefix=name, **changes)
     return versions.register(
         registry,
         run_id=run_id,
@@ -137,8 +139,24 @@ def aliases(registry: Registry, name: str = NAME) -> dict[str, str]:
     return {alias: str(version) for alias, version in found.items()}
 
 
-def tamper(registry: Registry, statement: str, *values: Any) -> None:
+def tamper(registry: Registry, statement: str, **values: Any) -> None:
     """Change MLflow's database behind its back; the statement must change something."""
-    with sqlite3.connect(registry.uri.removeprefix("sqlite:///")) as database:
-        assert database.execute(statement, values).rowcount > 0
-    database.close()
+    with _database(registry) as connection:
+        if (
+            connection.dialect.name == "postgresql"
+        ):  # as sqlite, it is not to ask whether rows refer to each other
+            connection.execute(sqlalchemy.text("set session_replication_role = replica"))
+        assert connection.execute(sqlalchemy.text(statement), values).rowcount > 0
+
+
+def ask(registry: Registry, query: str) -> list[tuple[Any, ...]]:
+    """The rows that `query` finds in MLflow's database."""
+    with _database(registry) as connection:
+        return [tuple(row) for row in connection.execute(sqlalchemy.text(query))]
+
+
+@contextmanager
+def _database(registry: Registry) -> Iterator[sqlalchemy.Connection]:
+    engine = sqlalchemy.create_engine(registry.uri, poolclass=sqlalchemy.NullPool)
+    with engine.begin() as connection:
+        yield connection

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from pipeline.tracking.connection import connect
+from pipeline.tracking.connection import MLFLOW_URI, connect
 
 
 def making(path: Path) -> subprocess.Popen[bytes]:
     root = (path.parent / "files").as_uri()
-    return subprocess.Popen([sys.executable, "-m", "pipeline.tracking.database", str(path), root])
+    environment = {**os.environ, MLFLOW_URI: f"sqlite:///{path}"}
+    return subprocess.Popen([sys.executable, "-m", "pipeline.tracking", root], env=environment)
 
 
 def test_a_process_killed_while_making_it_leaves_nothing_that_the_next_one_stumbles_over(
