@@ -65,7 +65,7 @@ def lineage(workspace: Path, version: str, html_output: bool, out: Path | None, 
 
         click.echo(lineage_page.write(found, out or lineage_page.default_path(root, found)))
     else:
-        from pipeline.show.audit_terminal import show_lineage
+        from pipeline.show.terminal_audit import show_lineage
 
         show_lineage(found)
 
@@ -252,7 +252,7 @@ def reproduce(workspace: Path, version: str, tolerances: dict[str, float], json_
     if json_output:
         print_json(found.to_json())
     else:
-        from pipeline.show.terminal_audit import show_reproduction
+        from pipeline.show.terminal_reproduction import show_reproduction
 
         show_reproduction(found.to_json())
     if not found.reproduced:
@@ -289,7 +289,7 @@ def audit_command(
 
         click.echo(audit_page.write(found, out or audit_page.default_path(root, found)))
     else:
-        from pipeline.show.audit_terminal import show_audit
+        from pipeline.show.terminal_audit import show_audit
 
         show_audit(found)
     if found["verification"] is not None and not found["verification"]["sound"]:

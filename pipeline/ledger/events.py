@@ -228,6 +228,8 @@ class Requested(Event):
     stages = ("staging", "production")
     moves = False
 
+    stage: Stage
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Approved(Event):

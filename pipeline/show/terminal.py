@@ -19,8 +19,7 @@ from pipeline.ledger.fold import State
 from pipeline.outcome import Outcome
 from pipeline.promotion import Waiting
 from pipeline.show import compare_page
-from pipeline.show.console import console as _console
-from pipeline.show.console import plain as _plain
+from pipeline.show.console import console, plain
 
 CLASSES_SHOWN = 20
 QUANTILES_SHOWN = ("min", "median", "p95", "max")
@@ -30,23 +29,23 @@ _STYLE = {"passed": "green", "FAILED": "bold red"}
 
 def show_outcome(outcome: Outcome) -> None:
     """The headline, the verdict, and where the page is."""
-    console = _console()
-    console.print(f"[bold]{escape(outcome.headline)}[/bold]")
-    console.print(f"dataset  {outcome.dataset['rows']:,} rows, md5 {outcome.dataset['md5']}")
-    console.print(f"run key  {outcome.run_key}")
+    out = console()
+    out.print(f"[bold]{escape(outcome.headline)}[/bold]")
+    out.print(f"dataset  {outcome.dataset['rows']:,} rows, md5 {outcome.dataset['md5']}")
+    out.print(f"run key  {outcome.run_key}")
     grid = Table(title="Verdict", title_justify="left", title_style="bold")
     for column in TABLE_HEADER:
         grid.add_column(column, justify="right" if column in ("figure", "asked for", "rows") else "left")
     for cells in table(Verdict.from_json(outcome.verdict)):
         grid.add_row(*(escape(cell) for cell in cells[:-1]), f"[{_STYLE[cells[-1]]}]{cells[-1]}[/]")
-    console.print(grid)
+    out.print(grid)
     if outcome.report:
-        console.print(f"page     {outcome.report}", soft_wrap=True)
+        out.print(f"page     {outcome.report}", soft_wrap=True)
 
 
 def show_overview(state: Mapping[str, Any]) -> None:
     """One table of prefixes, and where the servers are."""
-    console = _console()
+    out = console()
     grid = Table(title=f"Workspace {state['workspace']}", title_justify="left", title_style="bold")
     for column in (
         "prefix",
@@ -75,35 +74,35 @@ def show_overview(state: Mapping[str, Any]) -> None:
             f"{last['outcome']}\n{last['ended']}" if last else "never",
             prefix["schedule"] or "none",
         )
-    console.print(grid)
+    out.print(grid)
     for prefix in state["prefixes"]:
-        _show_out_of_step(console, prefix["name"], prefix["out_of_step"])
+        show_out_of_step(out, prefix["name"], prefix["out_of_step"])
     servers = state["servers"]
     if servers:
-        console.print(f"MLflow {servers['mlflow']}   Prefect {servers['prefect'].removesuffix('/api')}")
+        out.print(f"MLflow {servers['mlflow']}   Prefect {servers['prefect'].removesuffix('/api')}")
     else:
-        console.print("No servers are up; `prefixline up` starts them.")
+        out.print("No servers are up; `prefixline up` starts them.")
 
 
 def show_moved(event: Event, state: State) -> None:
     """What has happened, and what stands where now."""
-    console = _console()
-    console.print(f"[bold]{escape(event.prefix)}: {event.sentence}[/bold] (epoch {event.epoch})")
-    console.print(f"actor    {_plain(event.actor)}")
-    console.print(f"stages   {_stages(state.stages)}")
+    out = console()
+    out.print(f"[bold]{escape(event.prefix)}: {event.sentence}[/bold] (epoch {event.epoch})")
+    out.print(f"actor    {plain(event.actor)}")
+    out.print(f"stages   {_stages(state.stages)}")
 
 
 def show_waiting(waiting: Waiting) -> None:
     """What was asked for, and what it lacks."""
-    console = _console()
+    out = console()
     asked, rules = waiting.request.asked, waiting.rules
-    console.print(f"[bold]{escape(asked.prefix)}: {asked.sentence}[/bold] (epoch {asked.epoch})")
-    console.print(f"request  {asked.id}", soft_wrap=True)
-    console.print(f"actor    {_plain(asked.actor)}", soft_wrap=True)
+    out.print(f"[bold]{escape(asked.prefix)}: {asked.sentence}[/bold] (epoch {asked.epoch})")
+    out.print(f"request  {asked.id}", soft_wrap=True)
+    out.print(f"actor    {plain(asked.actor)}", soft_wrap=True)
     for approval in waiting.approvals:
-        console.print(f"approved {_plain(approval.actor)} (epoch {approval.epoch})", soft_wrap=True)
-    console.print(
-        f"missing  {waiting.missing} of {rules.approvals} approvals, by {_plain(', '.join(rules.approvers.values()))}: "
+        out.print(f"approved {plain(approval.actor)} (epoch {approval.epoch})", soft_wrap=True)
+    out.print(
+        f"missing  {waiting.missing} of {rules.approvals} approvals, by {plain(', '.join(rules.approvers.values()))}: "
         f"prefixline approve {asked.prefix} --request {asked.id[:8]} --reason …",
         soft_wrap=True,
     )
@@ -111,15 +110,15 @@ def show_waiting(waiting: Waiting) -> None:
 
 def show_answer(event: Event) -> None:
     """What an approver has said."""
-    console = _console()
-    console.print(f"[bold]{escape(event.prefix)}: {event.sentence}[/bold] (epoch {event.epoch})")
-    console.print(f"actor    {_plain(event.actor)}", soft_wrap=True)
-    console.print(f"request  {event.request}", soft_wrap=True)
+    out = console()
+    out.print(f"[bold]{escape(event.prefix)}: {event.sentence}[/bold] (epoch {event.epoch})")
+    out.print(f"actor    {plain(event.actor)}", soft_wrap=True)
+    out.print(f"request  {event.request}", soft_wrap=True)
 
 
 def show_history(told: Mapping[str, Any]) -> None:
     """One line for each event, oldest first, and what the events come to."""
-    console = _console()
+    out = console()
     grid = Table(title=f"History of {told['prefix']}", title_justify="left", title_style="bold")
     for column in ("epoch", "version", "what", "who", "when", "why"):
         grid.add_column(column, justify="right" if column in ("epoch", "version") else "left")
@@ -141,21 +140,19 @@ def show_history(told: Mapping[str, Any]) -> None:
             str(row["epoch"]),
             row["version"],
             f"{what}{before}",
-            _plain(f"{row['actor']}{by}"),
+            plain(f"{row['actor']}{by}"),
             f"{time}{behind}",
-            _plain(row["reason"]),
+            plain(row["reason"]),
         )
-    console.print(grid)
-    console.print(
-        f"{'stages' if told['at'] is None else 'stages at ' + told['at']}   {_stages(told['stages'])}"
-    )
+    out.print(grid)
+    out.print(f"{'stages' if told['at'] is None else 'stages at ' + told['at']}   {_stages(told['stages'])}")
     for request in told["requests"]:
-        console.print(
+        out.print(
             f"open     {request['id']}: version {request['version']} for {request['stage']}, asked for by "
-            f"{_plain(request['actor'])}, {len(request['approvals'])} approved",
+            f"{plain(request['actor'])}, {len(request['approvals'])} approved",
             soft_wrap=True,
         )
-    _show_out_of_step(console, told["prefix"], told["out_of_step"] or ())
+    show_out_of_step(out, told["prefix"], told["out_of_step"] or ())
 
 
 def _tainted(version: Mapping[str, Any]) -> str:
@@ -166,11 +163,12 @@ def _stages(stages: Mapping[Any, str | None]) -> str:
     return ", ".join(f"{stage}: {stages.get(stage) or 'none'}" for stage in STAGES)
 
 
-def _show_out_of_step(console: Console, name: str, sentences: Collection[str]) -> None:
+def show_out_of_step(out: Console, name: str, sentences: Collection[str]) -> None:
+    """Say which aliases are not where the ledger says."""
     for sentence in sentences:
-        console.print(f"[bold red]{_plain(name)} is out of step[/]: {_plain(sentence)}", soft_wrap=True)
+        out.print(f"[bold red]{plain(name)} is out of step[/]: {plain(sentence)}", soft_wrap=True)
     if sentences:
-        console.print(f"`prefixline history {name} --repair` puts every alias where the ledger says.")
+        out.print(f"`prefixline history {name} --repair` puts every alias where the ledger says.")
 
 
 _MEANING = {
@@ -185,52 +183,52 @@ _MEANING = {
 
 def show_verification(result: Mapping[str, Any]) -> None:
     """A line for each version, then every fault by version, then what its kind means."""
-    console = _console()
+    out = console()
     versions, gone = result["versions"], result["gone"]
     grid = Table(title="Verified", title_justify="left", title_style="bold")
     for column in ("version", "stages", "result"):
         grid.add_column(column)
     for version in versions:
         grid.add_row(
-            _plain(f"{version['name']} version {version['version']}"),
-            _plain(", ".join(version["stages"]) or "none"),
+            plain(f"{version['name']} version {version['version']}"),
+            plain(", ".join(version["stages"]) or "none"),
             _result(version),
         )
-    console.print(grid)
+    out.print(grid)
     for version in (version for version in versions if version["faults"]):
-        tree = Tree(f"[bold]{_plain(version['name'])} version {version['version']}[/bold]")
+        tree = Tree(f"[bold]{plain(version['name'])} version {version['version']}[/bold]")
         for fault in version["faults"]:
             style = "yellow" if fault["kind"] == "unreachable" else "red"
-            branch = tree.add(f"[{style}]{fault['kind']}[/] {fault['link']}: {_plain(fault['where'])}")
-            branch.add(f"expected {_plain(fault['expected'])}")
-            branch.add(f"found    {_plain(fault['actual'])}")
+            branch = tree.add(f"[{style}]{fault['kind']}[/] {fault['link']}: {plain(fault['where'])}")
+            branch.add(f"expected {plain(fault['expected'])}")
+            branch.add(f"found    {plain(fault['actual'])}")
         if version["unchecked"]:
             tree.add(f"not looked at, for want of a record to go by: {', '.join(version['unchecked'])}")
-        console.print(tree, soft_wrap=True)
+        out.print(tree, soft_wrap=True)
     for lost in gone:
-        console.print(
-            f"[red]missing[/] {_plain(lost['name'])} version {lost['version']}: run {lost['run_id']} registered it, and "
+        out.print(
+            f"[red]missing[/] {plain(lost['name'])} version {lost['version']}: run {lost['run_id']} registered it, and "
             "the registry does not have it",
             soft_wrap=True,
         )
     kinds = {fault["kind"] for version in versions for fault in version["faults"]}
     for kind in (kind for kind in _MEANING if kind in kinds):
-        console.print(f"{kind}: {_MEANING[kind]}", soft_wrap=True)
+        out.print(f"{kind}: {_MEANING[kind]}", soft_wrap=True)
     faults = sum(len(version["faults"]) for version in versions) + len(gone)
     looked = f"{len(versions):,} versions, {result['files']:,} files, {result['bytes']:,} bytes hashed in {result['seconds']:g} s"
     wrong = "nothing is wrong" if result["sound"] else f"{faults:,} {'fault' if faults == 1 else 'faults'}"
-    console.print(f"[bold]{wrong}[/bold]: {looked}", soft_wrap=True)
+    out.print(f"[bold]{wrong}[/bold]: {looked}", soft_wrap=True)
 
 
 def show_signers(signed_by: Sequence[str], *, asked: str | None) -> None:
     """Whose signature a bundle has, and what that says."""
-    console = _console()
+    out = console()
     if not signed_by:
-        console.print("not signed: whoever can write the bundle can have written all of it")
+        out.print("not signed: whoever can write the bundle can have written all of it")
     for key in signed_by:
-        console.print(f"signed by {key}", soft_wrap=True)
+        out.print(f"signed by {key}", soft_wrap=True)
     if signed_by and asked is None:
-        console.print(
+        out.print(
             "anybody can sign: compare the key with one you have from elsewhere, or pass it as --public-key"
         )
 
@@ -240,7 +238,7 @@ def _result(version: Mapping[str, Any]) -> str:
     if version["by_hand"]:
         said.append("registered by hand, without lineage")
     if version["duplicate_of"]:
-        said.append(f"a duplicate of version {_plain(version['duplicate_of'])}")
+        said.append(f"a duplicate of version {plain(version['duplicate_of'])}")
     if version["tainted"]:
         said.append("tainted: it saw a row that was to be erased")
     count = len(version["faults"])
@@ -250,7 +248,7 @@ def _result(version: Mapping[str, Any]) -> str:
 
 def show_card(card: Mapping[str, Any], page: Path) -> None:
     """Rows per split and class, lengths, what was left out and what changed; the page has the rest."""
-    console = _console()
+    out = console()
     rows = Table(title="Rows", title_justify="left", title_style="bold")
     for column in ("", *SPLITS, "total"):
         rows.add_column(column, justify="right" if column else "left")
@@ -259,9 +257,9 @@ def show_card(card: Mapping[str, Any], page: Path) -> None:
     for name, counts in [*shown, ("all", card["rows"])]:
         figures = [counts[split] for split in SPLITS]
         rows.add_row(escape(name), *(f"{figure:,}" for figure in (*figures, sum(figures))))
-    console.print(rows)
+    out.print(rows)
     if len(classes) > len(shown):
-        console.print(f"{len(classes) - len(shown)} more classes are on the page.")
+        out.print(f"{len(classes) - len(shown)} more classes are on the page.")
     lengths = Table(title="Tokens", title_justify="left", title_style="bold")
     for column in ("", *QUANTILES_SHOWN):
         lengths.add_column(column, justify="right" if column else "left")
@@ -269,35 +267,35 @@ def show_card(card: Mapping[str, Any], page: Path) -> None:
         quantiles = card["tokens"].get(part, {}).get("quantiles", {})
         for split in (split for split in SPLITS if split in quantiles):
             lengths.add_row(f"{part}, {split}", *(f"{quantiles[split][name]:,}" for name in QUANTILES_SHOWN))
-    console.print(lengths)
+    out.print(lengths)
     window, limit = card["tokens"]["window"], card["tokens"]["limit"]
     if card["tokens"]["prefix"]:
-        console.print(f"the window is {window:,} tokens, of which {limit:,} are left beside the prefix")
+        out.print(f"the window is {window:,} tokens, of which {limit:,} are left beside the prefix")
     else:
-        console.print(f"source and target may have {limit:,} tokens each")
+        out.print(f"source and target may have {limit:,} tokens each")
     too_long, conflicts = card["too_long"], card["conflicting_labels"]
-    console.print(
+    out.print(
         f"{card['duplicates']['dropped']:,} duplicates dropped, {card['duplicates']['near']:,} near duplicates, "
         f"{too_long['dropped']:,} too long and dropped, {too_long['truncated']:,} truncated"
         + (f", {conflicts['texts']:,} texts with more than one label" if conflicts else "")
     )
     if (references := card["references"]) is not None:
-        console.print(
+        out.print(
             f"{references['total']:,} references, {references['mean']:g} a source, {references['max']} at most"
         )
     if (changes := card["changes"]) is None:
-        console.print("no version before this one is known")
+        out.print("no version before this one is known")
     else:
-        console.print(
+        out.print(
             f"since the version before: {changes['added']:,} rows added, {changes['removed']:,} removed, "
             f"{changes['kept']:,} kept"
         )
-    console.print(f"page     {page}", soft_wrap=True)
+    out.print(f"page     {page}", soft_wrap=True)
 
 
 def show_impact(found: Mapping[str, Any]) -> None:
     """Which versions came from what was asked about, those in a stage first; then what cannot be told."""
-    console = _console()
+    out = console()
     what = {
         "dataset": f"dataset version {found['meant'] or found['asked']}",
         "row": "the row" if found["rows"] in (None, 1) else f"the {found['rows']:,} rows",
@@ -307,20 +305,20 @@ def show_impact(found: Mapping[str, Any]) -> None:
     came, count = found["versions"], found["searched"]
     held = sum(bool(version["stages"]) for version in came)
     if came:
-        console.print(
+        out.print(
             f"[bold]{len(came):,} of {count:,} version{'s' * (count != 1)} came from {what}; "
             f"{held:,} {'holds' if held == 1 else 'hold'} a stage now[/bold]"
         )
-        console.print(_reasons(sorted(came, key=lambda version: not version["stages"])))
+        out.print(_reasons(sorted(came, key=lambda version: not version["stages"])))
     else:
-        console.print(f"[bold]No version came from {what}[/bold] ({count:,} searched)")
+        out.print(f"[bold]No version came from {what}[/bold] ({count:,} searched)")
     if found["unknown"]:
-        console.print(f"[bold]It cannot be told of {len(found['unknown']):,}[/bold]")
-        console.print(_reasons(found["unknown"]))
+        out.print(f"[bold]It cannot be told of {len(found['unknown']):,}[/bold]")
+        out.print(_reasons(found["unknown"]))
     for version in found["by_hand"]:
         stages = ", ".join(version["stages"]) or "no stage"
-        console.print(
-            f"{_plain(version['name'])} version {version['version']} ({stages}) was registered by hand, without lineage: "
+        out.print(
+            f"{plain(version['name'])} version {version['version']} ({stages}) was registered by hand, without lineage: "
             "nobody can tell what it came from"
         )
 
@@ -332,28 +330,28 @@ def _reasons(versions: Iterable[Mapping[str, Any]]) -> Table:
     for version in versions:
         duplicate = f" (duplicate of {version['duplicate_of']})" if version["duplicate_of"] else ""
         grid.add_row(
-            _plain(version["name"]),
+            plain(version["name"]),
             f"{version['version']}{duplicate}",
             ("\n".join(version["stages"]) or "none") + _tainted(version),
-            _plain(version["why"]),
+            plain(version["why"]),
         )
     return grid
 
 
 def show_comparison(result: Mapping[str, Any]) -> None:
     """One line for each method, and what was equal and what was not."""
-    console = _console()
+    out = console()
     table = Table(title=compare_page.summary(result), title_justify="left", title_style="bold")
     for number, column in enumerate(compare_page.columns(result)):
         table.add_column(column, justify="right" if number else "left")
     for row in compare_page.rows(result):
         table.add_row(*("\n".join(cell) for cell in row))
-    console.print(table)
+    out.print(table)
     for heading, sentences in (
         ("Held equal", result["equal"]),
         ("Not equal, or to keep in mind", result["not_equal"]),
     ):
-        console.print(f"[bold]{heading}[/bold]")
+        out.print(f"[bold]{heading}[/bold]")
         for sentence in sentences:
-            console.print(f"  - {escape(sentence)}")
-    console.print(f"page     {result['page']}", soft_wrap=True)
+            out.print(f"  - {escape(sentence)}")
+    out.print(f"page     {result['page']}", soft_wrap=True)

@@ -1,108 +1,205 @@
-"""What a person reads in the terminal of a reproduction and of an erasure."""
+"""What a person reads in the terminal of a version's lineage, as a tree, and of a prefix's audit, in short."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from rich.table import Table
+from rich.tree import Tree
 
+from pipeline.ledger.events import STAGES
+from pipeline.show.audit_page import checked
 from pipeline.show.console import console, plain
-from pipeline.show.terminal import show_impact
+from pipeline.show.graph import SHORT, Graph, Node
+from pipeline.show.lineage_graph import faults_by_version, unknown_later, version_graph
+from pipeline.show.report_analysis import metric_number, metric_title
+from pipeline.show.report_tables import tables
+from pipeline.show.terminal import show_out_of_step
 
-_RESULT = {
-    "identical": "[green]is reproduced[/]: every file of the adapter is the same to the bit",
-    "within tolerance": "[green]is reproduced within the tolerance[/]: the files are others, the metrics agree",
-    "different": "[red]is not reproduced[/]: metrics are further off than the tolerance",
-}
+VERSIONS_SHOWN = 20
+EVENTS_SHOWN = 10
 
 
-def show_reproduction(result: Mapping[str, Any]) -> None:
-    """Whether the same came of it, metrics side by side, and what was not as it was then."""
+def show_lineage(found: Mapping[str, Any]) -> None:
+    """What a version was made from, each thing below what was made of it, and then what was made of the version.
+
+    Args:
+        found: as `pipeline.audit.ancestry.ancestry` gives it.
+    """
+    graph, record = version_graph(found), found["record"]
+    before: dict[str, list[str]] = {}
+    after: dict[str, list[str]] = {}
+    for source, target in graph.edges:
+        before.setdefault(target, []).append(source)
+        after.setdefault(source, []).append(target)
+    tree = Tree(f"[bold]{plain(record['prefix'])} version {record['version']}[/bold]")
+    _add_facts(tree, graph.named[graph.first])
+    for heading, near in (("made from", before), ("led to", after)):
+        if near.get(graph.first):
+            _grow(tree.add(f"[bold]{heading}[/bold]"), graph, graph.first, near, {graph.first})
     out = console()
-    name = f"{plain(result['prefix'])} version {result['version']}"
-    out.print(f"[bold]{name}[/bold] {_RESULT[result['result']]} ({result['seconds']:,.0f} s)", soft_wrap=True)
-    grid = Table(title="Metrics", title_justify="left", title_style="bold")
-    for column in ("system", "metric", "recorded", "now", "tolerance", ""):
-        grid.add_column(column, justify="right" if column in ("recorded", "now", "tolerance") else "left")
-    for figure in result["metrics"]:
-        said = "" if figure["within"] else "[red]too far off[/]"
-        grid.add_row(
-            plain(figure["system"]),
-            plain(figure["metric"]),
-            _number(figure["recorded"]),
-            _number(figure["now"]),
-            f"{figure['tolerance']:g}",
-            said,
-        )
-    out.print(grid)
-    for key, title in (
-        ("files", "Files of the adapter, by SHA-256"),
-        ("prepared", "Prepared rows, by SHA-256: what follows from them differs too"),
-        ("environment", "What ran is not what was recorded"),
-    ):
-        if result[key]:
-            out.print(_differences(title, result[key]))
+    out.print(tree)
+    for sentence in unknown_later(found["later"]):
+        out.print(plain(sentence), soft_wrap=True)
 
 
-def show_erasure(told: Mapping[str, Any]) -> None:
-    """Which versions saw the row, what was done about it, and what is left to do."""
+def show_audit(found: Mapping[str, Any]) -> None:
+    """Stages, the newest versions and events, and what verification came to; the page has all of it.
+
+    Args:
+        found: as `pipeline.audit.prefix_audit.audit` gives it.
+    """
     out = console()
-    would = "would be " if told["dry_run"] else ""
-    show_impact({**told, "kind": "row", "meant": None, "asked": told["row"]})
-    out.print(f"row      {told['row']} (its digest, which is all that is written down of it)", soft_wrap=True)
-    for path, count in told["removed"].items():
-        out.print(f"data     {count:,} {'row' if count == 1 else 'rows'} {would}taken out of {plain(path)}")
-    if not told["removed"]:
-        out.print("data     no prefix's data holds it now")
-    if told["dry_run"]:
-        out.print(f"retrain  {', '.join(told['retrain']) or 'none'}; nothing was changed")
-    elif told["tainted"]:
-        out.print(f"tainted  {plain(', '.join(told['tainted']))}", soft_wrap=True)
-    for each in told["retrained"]:
-        version = f", version {each['version']}" if each["version"] else ""
-        said = f"[red]failed[/]: {plain(each['error'])}" if each["error"] else f"{each['outcome']}{version}"
-        out.print(f"retrain  {plain(each['name'])} {said}", soft_wrap=True)
-    for name in told["left_out"]:
-        out.print(
-            f"retrain  {plain(name)} is not in params.yaml any more: archive its versions, or bring it back"
-        )
-    for each in told["in_use"]:
-        out.print(
-            f"[bold red]{plain(each['name'])} {each['stage']} holds version {each['version']}[/], which saw it: {_remedy(each)}",
-            soft_wrap=True,
-        )
-    if not told["in_use"]:
-        out.print("[green]no candidate, staging or production holds a version that saw it[/]")
-    if told["not_erased"]:
-        out.print("[bold]Not erased, and yours to decide on[/bold]")
-        for sentence in told["not_erased"]:
-            out.print(f"  - {plain(sentence)}", soft_wrap=True)
+    name = found["prefix"]
+    out.print(f"[bold]Audit of {plain(name)}[/bold]")
+    out.print(_stages(found["stages"]))
+    show_out_of_step(out, name, found["out_of_step"])
+    _newest(out.print, "version", found["versions"], VERSIONS_SHOWN, lambda shown: _versions(found, shown))
+    _newest(out.print, "event", found["events"], EVENTS_SHOWN, _events)
+    for sentence in unknown_later(found["later"]):
+        out.print(plain(sentence), soft_wrap=True)
+    result, sentence = checked(found["verification"])
+    sound = None if found["verification"] is None else found["verification"]["sound"]
+    style = {None: "yellow", True: "green", False: "bold red"}[sound]
+    out.print(f"[{style}]{result}[/]: {sentence}", soft_wrap=True)
+    if sound is False:
+        out.print(f"`prefixline verify {name}` lists everything that is wrong.")
 
 
-def _remedy(held: Mapping[str, Any]) -> str:
-    name, stage = plain(held["name"]), held["stage"]
-    away = f"`prefixline archive {name} {held['version']} --reason …`"
-    if held["clean"] is None or stage == "candidate":
-        return f"{away}, or retrain"
-    steps = ["staging"] if stage == "staging" else ["staging", "production"]
-    up = ", then ".join(
-        f"`prefixline promote {name} {held['clean']} --to {step} --reason …`" for step in steps
-    )
-    return f"{up}; or {away}"
+def _grow(tree: Tree, graph: Graph, key: str, near: Mapping[str, Sequence[str]], shown: set[str]) -> None:
+    """Add what is next to the node `key`, and what is next to that; each node in full only once."""
+    for other in near.get(key, ()):
+        node = graph.named[other]
+        title = f"{plain(node.kind)}: [bold]{plain(node.title)}[/bold] ({plain(node.note)})"
+        if other in shown:
+            tree.add(f"{title}, see above")
+            continue
+        shown.add(other)
+        branch = tree.add(title)
+        _add_facts(branch, node)
+        _grow(branch, graph, other, near, shown)
 
 
-def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:.6g}"
+def _add_facts(tree: Tree, node: Node) -> None:
+    if node.sentence:
+        tree.add(f"[red]{plain(node.sentence)}[/]" if node.tone == "fail" else plain(node.sentence))
+    for table in tables(node.facts, ""):
+        # What is not inside another mapping has no caption.
+        branch = tree.add(plain(table["caption"])) if table["caption"] else tree
+        for row in table["rows"]:
+            cells = [_short(cell) for cell in row["cells"]]
+            if table["columns"]:
+                cells = [f"{column} {cell}" for column, cell in zip(table["columns"], cells, strict=True)]
+            branch.add(plain(f"{row['key']}: {', '.join(cells)}"))
 
 
-def _differences(title: str, differences: Iterable[Mapping[str, Any]]) -> Table:
-    grid = Table(title=title, title_justify="left", title_style="bold")
-    for column in ("", "recorded", "now"):
+def _short(cell: Mapping[str, Any]) -> str:
+    text: str = cell["text"]
+    return text[:SHORT] if cell["is_hash"] else text
+
+
+def _newest(
+    say: Callable[[Any], None],
+    one: str,
+    rows: Sequence[Any],
+    most: int,
+    table: Callable[[Sequence[Any]], Table],
+) -> None:
+    """The newest of what is listed oldest first, and how many there are besides."""
+    say(table(rows[-most:][::-1]))
+    if len(rows) > most:
+        more = len(rows) - most
+        say(f"{more:,} earlier {one}{'s' * (more != 1)}: on the page, which --html writes, or with --json.")
+
+
+def _stages(standing: Sequence[Mapping[str, Any]]) -> Table:
+    held = {at["stage"]: at for at in standing}
+    grid = Table(title="Stages", title_justify="left", title_style="bold")
+    for column in ("stage", "version", "who", "when", "why"):
         grid.add_column(column, overflow="fold")
-    for each in differences:
+    for stage in STAGES:
+        if stage not in held:
+            grid.add_row(stage, "none")
+            continue
+        event = held[stage]["event"]
         grid.add_row(
-            plain(each["what"]),
-            *(plain("not there" if each[key] is None else each[key]) for key in ("recorded", "now")),
+            stage,
+            held[stage]["version"],
+            plain(event["actor"]),
+            _time(event["time"]),
+            plain(event["reason"]),
         )
     return grid
+
+
+def _versions(found: Mapping[str, Any], shown: Sequence[Mapping[str, Any]]) -> Table:
+    faults = faults_by_version(found["verification"])
+    records = [version["record"] for version in shown if version["record"] is not None]
+    metrics = dict.fromkeys(metric for record in records for metric in record["metrics"].get("prefix", {}))
+    grid = Table(title="Versions", title_justify="left", title_style="bold")
+    for column in (
+        "version",
+        "stage",
+        *map(metric_title, metrics),
+        "criteria met",
+        "dataset",
+        "started from",
+        "verified",
+    ):
+        grid.add_column(plain(column))
+    for version in shown:
+        record = version["record"]
+        stage = ", ".join(version["stages"]) or "none"
+        if version["duplicate_of"]:
+            stage += f"\nduplicate of {plain(version['duplicate_of'])}"
+        count = faults.get(version["version"])
+        verified = (
+            "no"
+            if count is None
+            else f"[red]{count} {'fault' if count == 1 else 'faults'}[/]"
+            if count
+            else "[green]sound[/]"
+        )
+        if record is None:
+            why = "registered by hand" if version["by_hand"] else "no record"
+            grid.add_row(version["version"], stage, *("–" for _ in metrics), "–", "–", why, verified)
+            continue
+        asked, start = record["verdict"].get("criteria", ()), record["warm_start"]
+        measured = record["metrics"].get("prefix", {})
+        grid.add_row(
+            version["version"],
+            stage,
+            *(metric_number(metric, measured.get(metric)) for metric in metrics),
+            f"{sum(one['passed'] is True for one in asked)} of {len(asked)}",
+            record["dataset"]["md5"][:SHORT],
+            plain(
+                "–"
+                if start is None
+                else f"{start['prefix']} {start['version']}"
+                if "version" in start
+                else "a folder"
+            ),
+            verified,
+        )
+    return grid
+
+
+def _events(shown: Sequence[Mapping[str, Any]]) -> Table:
+    grid = Table(title="Events", title_justify="left", title_style="bold")
+    for column in ("epoch", "what", "who", "when", "why"):
+        grid.add_column(column, justify="right" if column == "epoch" else "left", overflow="fold")
+    for event in shown:
+        grid.add_row(
+            str(event["epoch"]),
+            plain(event["sentence"]),
+            plain(event["actor"]),
+            _time(event["time"]),
+            plain(event["reason"]),
+        )
+    return grid
+
+
+def _time(text: str) -> str:
+    return datetime.fromisoformat(text).astimezone().isoformat(" ", "seconds")

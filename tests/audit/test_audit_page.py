@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from pipeline.show.audit_page import default_path, write
-from pipeline.show.audit_terminal import show_audit
 from pipeline.show.lineage_graph import prefix_graph
 from pipeline.show.metric_history import metric_histories
+from pipeline.show.terminal_audit import show_audit
 from pipeline.show.timeline import timeline
 from tests.audit import told
 

@@ -18,7 +18,7 @@ from pipeline.digest import digest, manifest
 from pipeline.errors import BaseModelError, IntegrityError, RegistryError, WorkspaceError
 from pipeline.register import registry, versions
 from pipeline.register.registry import start_run
-from pipeline.show.terminal_audit import show_reproduction
+from pipeline.show.terminal_reproduction import show_reproduction
 from pipeline.versioning import git
 from tests import mlflow_world
 from tests.audit.verify_world import DATA, World

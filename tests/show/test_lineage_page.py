@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.show.audit_terminal import show_lineage
 from pipeline.show.lineage_graph import version_graph
 from pipeline.show.lineage_page import default_path, write
+from pipeline.show.terminal_audit import show_lineage
 from tests import records
 from tests.audit import told
 
