@@ -5,6 +5,8 @@ PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 BIN    := .venv/bin
 READY  := .venv/.ready
+# In the order of collection: tests/conftest.py puts the files that take longest first.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 export DO_NOT_TRACK = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
@@ -31,8 +33,8 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## Build the data, train, judge, register, and again after the data changed
 	HF_HUB_OFFLINE=1 $(BIN)/python examples/demo.py
 
-test: $(READY) ## Run the tests (no network, no GPU, no browser needed)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m 'not browser and not postgres'
+test: $(READY) ## Run the tests (no network, no GPU, no browser needed), a file at a time on each of up to 4 cores
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m 'not browser and not postgres' $(PARALLEL)
 
 test-pages: $(READY) chromium ## Open the pages in Chromium
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m browser

@@ -62,7 +62,7 @@ _READ_AT_IMPORT = tuple(
 
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM)
 _DECLINED, _STARTED = b"declined", b"started "
-_PATIENCE_SECONDS = 10.0
+_PATIENCE_SECONDS = 20.0
 """How long a fork may take to begin."""
 
 

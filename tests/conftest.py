@@ -18,6 +18,14 @@ from tests import tiny
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+LONGEST = ("test_line.py", "test_deploy.py", "test_reproduce.py", "test_promote_flow.py", "test_erase.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take minutes, so that no core is left with one of them at the end."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """More would only wait for each other over matrices so small."""

@@ -66,7 +66,10 @@ def test_a_flow_runs_in_the_workspace_whatever_the_shell_says_and_the_server_end
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == ["42", "COMPLETED", "127.0.0.1"]
-    assert result.stderr == ""  # a run's own lines are for the pages
+    # A run's own lines are for the pages; on a slow machine Prefect says that its last event is still on the way.
+    assert [
+        line for line in result.stderr.splitlines() if "EventsWorker - Still processing" not in line
+    ] == []
     assert (tmp_path / ".prefixline/prefect/prefect.db").is_file()
     assert (tmp_path / ".prefixline/logs/private-prefect.log").read_text() == ""
     assert not [
