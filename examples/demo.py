@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ BIN = Path(sys.executable).parent
 NAME = "docstrings"
 DATA = "data/docstrings.jsonl"
 ROWS = "600"
+BUNDLE = f"build/{NAME}"
 
 
 def main() -> None:
@@ -63,6 +65,14 @@ def main() -> None:
 
     say("8. Both versions, hashed again and followed to the data, base model and code they were made from.")
     run("prefixline", "verify", NAME)
+
+    say("9. The version in production as a bundle, which is verified by itself: no workspace, no server.")
+    shutil.rmtree(BUNDLE, ignore_errors=True)
+    run("prefixline", "export", f"{NAME}@production", "--out", BUNDLE)
+    run("prefixline", "verify", "--offline", BUNDLE)
+
+    say("10. All of it as a page.")
+    run("prefixline", "audit", NAME, "--html")
     show_end(time.monotonic() - started, [first, third])
 
 
@@ -111,6 +121,7 @@ def show_end(seconds: float, outcomes: list[dict[str, Any]]) -> None:
     """Where the pages are, and how to open the servers' own."""
     print(f"\nThe demo took {seconds / 60:.1f} minutes. Open these pages in a browser:")
     print(f"  {ROOT / 'reports/index.html'}   all retrainings")
+    print(f"  {ROOT / 'reports' / NAME / 'audit.html'}   stages, events, versions, verification")
     for outcome in outcomes:
         print(f"  {outcome['report']}")
     print("The servers' own pages: .venv/bin/prefixline up, then http://127.0.0.1:5000 (MLflow)")
