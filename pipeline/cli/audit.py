@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from pipeline.cli.common import EXIT_WRONG, as_json, print_json, without_collector
+from pipeline.cli.keys import with_key
 
 as_page = click.option(
     "--html", "html_output", is_flag=True, help="Write it as a page for a browser, and print where."
@@ -175,10 +176,7 @@ def _verify_offline(bundle: Path, public_key: str | None, json_output: bool) -> 
     "--format", "form", type=click.Choice(["bundle", "peft"]), default="bundle", show_default=True,
     help="All that is needed to use and verify the version elsewhere, or its adapter alone, as PEFT loads it.",
 )  # fmt: skip
-@click.option(
-    "--key", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-    help="The private key that signs the bundle's provenance; without it, the bundle is not signed.",
-)  # fmt: skip
+@with_key
 @as_json
 @click.pass_obj
 def export(
@@ -192,13 +190,13 @@ def export(
     """
     if form == "peft" and key is not None:
         raise click.UsageError("--key signs a bundle's provenance, and --format peft has none")
+    from pipeline.actor import signing_key
     from pipeline.export import bundle
-    from pipeline.keys import load_key
 
     if form == "peft":
         made = bundle.export_adapter(workspace, version, out)
     else:
-        made = bundle.export_bundle(workspace, version, out, None if key is None else load_key(key))
+        made = bundle.export_bundle(workspace, version, out, signing_key(key))
     if json_output:
         print_json(made.to_json())
     else:

@@ -314,6 +314,14 @@ def test_json_says_where_it_is_and_who_signed(
     assert files(Path(f"{NAME}-1-peft")) == ADAPTER
 
 
+def test_it_is_signed_with_the_key_that_stages_are_changed_with_where_none_is_named(
+    made: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFIXLINE_KEY", str(made.key))
+    told = json.loads(made.run("export", NAME, "--out", str(tmp_path / "out"), "--json").stdout)
+    assert told["signed_by"] == made.public
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
