@@ -165,15 +165,8 @@ def _specifications(
             f"{url}/health",
             [
                 *(sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(mlflow_port)),
-                *(
-                    "--workers",
-                    "1",
-                    "--default-artifact-root",
-                    artifacts,
-                    "--artifacts-destination",
-                    artifacts,
-                ),
-                *("--uvicorn-opts", "--log-level warning"),
+                *("--default-artifact-root", artifacts, "--artifacts-destination", artifacts),
+                *("--workers", "1", "--uvicorn-opts", "--log-level warning"),
             ],
             state / "logs/mlflow.log",
             # Not on the command line, which is for all to read: it may hold a password.
