@@ -30,6 +30,7 @@ from pipeline.params import Params
 from pipeline.register import registry, versions
 from pipeline.register.registry import Registry
 from pipeline.server_access import endpoints
+from pipeline.versioning import snapshot
 from pipeline.versioning.workspace import Workspace, find_workspace, open_workspace
 
 REASON = "a row was to be erased"
@@ -51,7 +52,8 @@ class Erasure:
         unknown, by_hand: those of which it cannot be told.
         removed: {data file from the workspace's root: rows taken out}.
         tainted: the versions marked just now, [NAME, NUMBER] each.
-        retrain: the prefixes that are to be retrained, in the order of params.yaml.
+        retrain: the prefixes that are to be retrained, in the order of params.yaml: whose data held the row, or is no
+            dataset version yet, or of which a version that saw it holds a stage of `IN_USE`.
         left_out: prefixes with such a version that params.yaml does not have any more.
         not_erased: where the row still is, in sentences.
     """
@@ -123,7 +125,7 @@ def erase(root: Path, asked: str, *, reason: str = REASON, dry_run: bool = False
             for path, lines in sorted(removal.found.items())
         },
         tainted=marked,
-        retrain=tuple(name for name in params.prefixes if name in names or name in holding),
+        retrain=_to_retrain(workspace, params, seen, holding),
         left_out=tuple(sorted(names - params.prefixes.keys())),
         not_erased=_not_erased(seen),
     )
@@ -177,6 +179,27 @@ def _look(
                     ]
                 )
     return removal, holding
+
+
+def _to_retrain(
+    workspace: Workspace, params: Params, seen: Mapping[str, Any], holding: set[str]
+) -> tuple[str, ...]:
+    """The prefixes that are not rid of the row yet.
+
+    Of those with a tainted version not one whose versions in use are clean and whose data is that of a retraining: going on
+    from a version in production is a new start each time, so that a repeated erasure would train without end.
+    """
+    names = {version["name"] for version in seen["versions"]}
+    standing = {
+        version["name"] for version in seen["versions"] if not set(IN_USE).isdisjoint(version["stages"])
+    }
+    return tuple(
+        name
+        for name, entry in params.prefixes.items()
+        if name in holding
+        or name in standing
+        or (name in names and snapshot.current(workspace, entry.data) is None)
+    )
 
 
 def _wanted(params: Params, rows: AskedRows) -> dict[str, frozenset[bytes]]:

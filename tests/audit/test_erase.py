@@ -321,7 +321,7 @@ def test_after_retraining_and_promotion_no_version_in_use_has_seen_the_row(
     with pytest.raises(RegistryError, match="passed over: 1"):
         promotion.rollback(registry, "words", reason="worse", actor=mlflow_world.ACTOR)
     again = line.json("erase", "--row", gone, "--reason", "asked for")
-    assert (again["tainted"], again["removed"], again["in_use"]) == ([], {}, [])
+    assert (again["tainted"], again["removed"], again["in_use"], again["retrain"]) == ([], {}, [], [])
     assert line.git("status", "--porcelain") == ""
     verified = verify(line.root, "words")
     show_verification(verified.to_json())
