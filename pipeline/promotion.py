@@ -2,7 +2,7 @@
 
 candidate → staging → production. What production held goes to archived, and `rollback` brings it back. Whoever is
 second gets a ConflictError, and decides again: nothing is tried again on anybody's behalf. An event that moves nothing
-(an approval, say) is no reason to decide again; after one the next epoch is claimed.
+(an approval, say) and a new candidate are no reason to decide again; after one the next epoch is claimed.
 
 What a promotion needs beyond that is in the rules of its stage. Where they ask for approvals, a promotion first becomes a
 request in the ledger (`pipeline.ledger.approvals`), and promoting again when it is approved carries it out.
@@ -114,13 +114,13 @@ class _Mover:
         )
 
     def append(self, state: State, make: Callable[[State], E | None]) -> E | None:
-        """Claim the next epoch for what `make` makes, as long as no version has moved or was tainted since `state`.
+        """Claim the next epoch for what `make` makes, as long as no event since `state` unsettles it (`_unsettles`).
 
         Returns:
             The event; None where `make` makes none, since it is not needed any more.
 
         Raises:
-            ConflictError: one has moved, or was tainted.
+            ConflictError: one does.
         """
         before = state
         while (event := make(state)) is not None:
@@ -130,14 +130,14 @@ class _Mover:
         return None
 
     def unmoved(self, before: State) -> State:
-        """The state now, if no version has moved or was tainted since `before`.
+        """The state now, if no event since `before` unsettles what was decided then (`_unsettles`).
 
         Raises:
-            ConflictError: one has. That is kept in the ledger, as a refusal after it.
+            ConflictError: one does. That is kept in the ledger, as a refusal after it.
         """
         reading = log.read(self.registry, self.entered.prefix)
         since = reading.events[before.epoch :]
-        first = next((each for each in since if each.moves or isinstance(each, Tainted)), None)
+        first = next((each for each in since if _unsettles(each)), None)
         if first is None:
             return reading.state
         said = f"{first.actor} was first: {first.sentence} at epoch {first.epoch}, {first.time}"
@@ -330,6 +330,15 @@ def archive(
         raise RegistryError(f"{name} version {version} is archived already; nothing has changed")
     mover = _Mover(registry, entered, "archived", actor, reason, key)
     return _moved(registry, mover.append(state, lambda now: mover.event(now, Archived)), repaired)
+
+
+def _unsettles(event: Event) -> bool:
+    """Whether what was decided before `event` must be decided again: a version moved or was tainted.
+
+    A registration moves a new version to candidate alone, which nobody's decision is about: a retraining that ends during
+    a long trial is not somebody who was first.
+    """
+    return (event.moves and not isinstance(event, Registered)) or isinstance(event, Tainted)
 
 
 def _asked(mover: _Mover, rules: Rules, state: State) -> Request:

@@ -278,6 +278,17 @@ def test_a_registration_that_is_second_takes_the_next_epoch(
     assert aliases(registry) == {"candidate": "2", "staging": "1"}
 
 
+def test_a_registration_during_a_promotions_trial_is_nobody_who_was_first(registry: Registry, tmp_path: Path):
+    world.register(registry, tmp_path, "1")
+
+    def trial(_: Any) -> None:
+        world.register(registry, tmp_path, "2")
+
+    promote(registry, "1", "staging", trial=trial)
+    assert events(registry)[1:] == ["version 2 was registered", "version 1 was promoted to staging"]
+    assert aliases(registry) == {"candidate": "2", "staging": "1"}
+
+
 class Killed(BaseException):
     pass
 
