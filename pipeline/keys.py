@@ -64,10 +64,16 @@ def make_key(path: Path) -> SigningKey:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(descriptor)
+        except BaseException:
+            path.unlink()  # half a key would be in the way of the next
+            raise
     except OSError as error:
         raise KeyFileError(f"{path}: {error.strerror}") from error
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
     return SigningKey(private)
 
 

@@ -18,7 +18,7 @@ from pipeline.keys import SigningKey
 from pipeline.ledger import approvals, log
 from pipeline.ledger.events import STAGES, Event, from_json
 from pipeline.ledger.rules import Ruled, Rules, rules_of
-from pipeline.params import PrefixEntry
+from pipeline.params import Params
 from pipeline.promotion import Moved, Waiting
 from pipeline.register.versions import VerifiedVersion
 from pipeline.tracking.connection import Registry, connect
@@ -46,11 +46,12 @@ class Promotion:
 
 @dataclass(frozen=True)
 class Acting:
-    """Who acts on the ledger of a prefix, and by which rules."""
+    """Who acts on the ledger of the prefix `name`, and by which rules."""
 
+    name: str
     workspace: Workspace
     registry: Registry
-    entry: PrefixEntry
+    params: Params
     rules: Mapping[Ruled, Rules]
     actor: str
     key: SigningKey | None
@@ -69,16 +70,17 @@ class Acting:
             if rules.fresh_evaluation:
                 from pipeline.trial.fresh_evaluation import fresh_evaluation
 
-                fresh_evaluation(self.workspace, self.registry, verified, self.entry)
+                fresh_evaluation(self.workspace, self.registry, verified, self.params.prefix(self.name))
 
         return put_to
 
 
-def acting(workspace: Path, name: str, key: Path | None = None) -> Acting:
+def acting(workspace: Path, name: str, key: Path | None = None, *, dropped: bool = False) -> Acting:
     """The ledger of the prefix `name`, and who acts on it.
 
     Args:
         key: the file to sign with; None for the usual one.
+        dropped: params.yaml need not have the prefix any more.
 
     Raises:
         ParamsError: params.yaml is wrong, or has no such prefix.
@@ -86,10 +88,11 @@ def acting(workspace: Path, name: str, key: Path | None = None) -> Acting:
     """
     found = find_workspace(workspace)
     params = found.params()
-    entry = params.prefix(name)
+    if not dropped:
+        params.prefix(name)
     where = server_access.endpoints(found.root)
     registry = connect(where.mlflow_uri, artifact_root=where.artifact_root)
-    return Acting(found, registry, entry, rules_of(params, name), actor(found.root), signing_key(key))
+    return Acting(name, found, registry, params, rules_of(params, name), actor(found.root), signing_key(key))
 
 
 def promote(wanted: Promotion) -> Moved | Waiting:
@@ -178,7 +181,7 @@ def markdown(moved: Moved) -> str:
 
 
 def _there(wanted: Promotion, by: Acting) -> Moved | None:
-    return promotion.stands(by.registry, wanted.name, wanted.version, wanted.to, by.rules)
+    return promotion.stands(by.registry, wanted.name, wanted.version, wanted.to, by.rules, wanted.expect)
 
 
 def _promote(wanted: Promotion, by: Acting, trial: promotion.Trial | None) -> Moved | Waiting:

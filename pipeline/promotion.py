@@ -2,7 +2,7 @@
 
 candidate → staging → production. What production held goes to archived, and `rollback` brings it back. Whoever is
 second gets a ConflictError, and decides again: nothing is tried again on anybody's behalf. An event that moves nothing
-(an approval, say) is no reason to decide again; after one the next epoch is claimed.
+(an approval, say) and a new candidate are no reason to decide again; after one the next epoch is claimed.
 
 What a promotion needs beyond that is in the rules of its stage. Where they ask for approvals, a promotion first becomes a
 request in the ledger (`pipeline.ledger.approvals`), and promoting again when it is approved carries it out.
@@ -10,9 +10,11 @@ request in the ledger (`pipeline.ledger.approvals`), and promoting again when it
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipeline.errors import ConflictError, RefusedError, RegistryError, UnreachableError
 from pipeline.keys import SigningKey
@@ -112,13 +114,13 @@ class _Mover:
         )
 
     def append(self, state: State, make: Callable[[State], E | None]) -> E | None:
-        """Claim the next epoch for what `make` makes, as long as no version has moved or was tainted since `state`.
+        """Claim the next epoch for what `make` makes, as long as no event since `state` unsettles it (`_unsettles`).
 
         Returns:
             The event; None where `make` makes none, since it is not needed any more.
 
         Raises:
-            ConflictError: one has moved, or was tainted.
+            ConflictError: one does.
         """
         before = state
         while (event := make(state)) is not None:
@@ -128,14 +130,14 @@ class _Mover:
         return None
 
     def unmoved(self, before: State) -> State:
-        """The state now, if no version has moved or was tainted since `before`.
+        """The state now, if no event since `before` unsettles what was decided then (`_unsettles`).
 
         Raises:
-            ConflictError: one has. That is kept in the ledger, as a refusal after it.
+            ConflictError: one does. That is kept in the ledger, as a refusal after it.
         """
         reading = log.read(self.registry, self.entered.prefix)
         since = reading.events[before.epoch :]
-        first = next((each for each in since if each.moves or isinstance(each, Tainted)), None)
+        first = next((each for each in since if _unsettles(each)), None)
         if first is None:
             return reading.state
         said = f"{first.actor} was first: {first.sentence} at epoch {first.epoch}, {first.time}"
@@ -184,7 +186,7 @@ def promote(
         RefusedError: a rule is not met.
         RegistryError: there is no such version, it was not registered by prefixline, its verdict did not pass, it is
             tainted, or the transition is not allowed.
-        IntegrityError: the version's lineage record, or the ledger, is not what was written.
+        IntegrityError: the version's files, its lineage record, or the ledger, are not what was written.
         UnreachableError: MLflow does not answer.
     """
     check_reason(reason)
@@ -206,6 +208,7 @@ def promote(
             raise RefusedError(
                 f"{name}: {wrong}. Archive it, and promote it to staging again by the rules of staging"
             )
+    _check_files(registry, verified)
     mover = _Mover(registry, entered, to, actor, reason, key)
     request = state.request_for(number, to)
     if trial is not None:
@@ -231,15 +234,26 @@ def promote(
 
 
 def stands(
-    registry: Registry, name: str, version: str, to: Ruled, rules: Mapping[Ruled, Rules]
+    registry: Registry,
+    name: str,
+    version: str,
+    to: Ruled,
+    rules: Mapping[Ruled, Rules],
+    expect: str | None = None,
 ) -> Moved | None:
-    """The promotion or rollback by which the version stands in `to` already, by today's rules; None if it does not."""
+    """The promotion or rollback by which the version stands in `to` already, by today's rules; None if it does not.
+
+    Args:
+        expect: the version that must have stood there before, or `none`; None leaves that open.
+    """
     reading, repaired = project(registry, name)
     state = reading.state
     if state.stages.get(to) != version:
         return None
     event = state.moved[to]
-    if unauthorised(event, state.carried_out.get(event.id), rules[to]) is not None:
+    if expect not in (None, event.expected or NONE):
+        return None
+    if unauthorised(event, state, rules[to]) is not None:
         return None
     return Moved(event, state, repaired)
 
@@ -257,7 +271,8 @@ def rollback(
     """Bring back to production what it held before, by the ledger; what it holds goes to archived.
 
     A version that was archived by `archive`, or that is tainted, is passed over. It takes a signature where production's
-    rules ask for one, and no approvals: it is what one does first when production is broken.
+    rules ask for one, and no approvals: it is what one does first when production is broken. What came to production by an
+    event that today's rules do not allow is never brought back.
 
     Args:
         expect: the version that must stand in production now, or `none`; None leaves that open.
@@ -280,8 +295,16 @@ def rollback(
                 else ""
             )
         )
-    entered = state.registered[state.held_before[-1]]
-    check_entered(entered, **_digests(_verified(registry, name, entered.version)))
+    version = state.held_before[-1]
+    if (wrong := unauthorised(state.brought_up[version], state, rules["production"])) is not None:
+        raise RefusedError(
+            f"{name}: production held version {version} before, but {wrong}. Archive it to go back to what production held "
+            "before that, or promote a version by the rules of production"
+        )
+    entered = state.registered[version]
+    verified = _verified(registry, name, version)
+    check_entered(entered, **_digests(verified))
+    _check_files(registry, verified)
     mover = _Mover(registry, entered, "production", actor, reason, key)
     return _moved(registry, mover.append(state, lambda now: mover.event(now, RolledBack)), repaired)
 
@@ -290,6 +313,8 @@ def archive(
     registry: Registry, name: str, version: str, *, reason: str, actor: str, key: SigningKey | None = None
 ) -> Moved:
     """Put a version away, from whichever stage it stands in. It need not verify: what is broken can be put away.
+
+    What is archived because another took its place in production can be put away too, and no rollback goes back to it then.
 
     Raises:
         ConflictError, RegistryError, IntegrityError, UnreachableError: as `promote`.
@@ -301,10 +326,19 @@ def archive(
         raise RegistryError(
             f"{name}: the ledger knows no version {version!r}; it knows {', '.join(state.registered) or 'none'}"
         )
-    if state.stage_of(version) == "archived":
+    if state.stage_of(version) == "archived" and version not in state.held_before:
         raise RegistryError(f"{name} version {version} is archived already; nothing has changed")
     mover = _Mover(registry, entered, "archived", actor, reason, key)
     return _moved(registry, mover.append(state, lambda now: mover.event(now, Archived)), repaired)
+
+
+def _unsettles(event: Event) -> bool:
+    """Whether what was decided before `event` must be decided again: a version moved or was tainted.
+
+    A registration moves a new version to candidate alone, which nobody's decision is about: a retraining that ends during
+    a long trial is not somebody who was first.
+    """
+    return (event.moves and not isinstance(event, Registered)) or isinstance(event, Tainted)
 
 
 def _asked(mover: _Mover, rules: Rules, state: State) -> Request:
@@ -354,6 +388,12 @@ def _verified(registry: Registry, name: str, version: str) -> VerifiedVersion:
 def _digests(verified: VerifiedVersion) -> dict[str, str]:
     record = verified.record
     return {"lineage_digest": record.digest, "verdict_digest": record.verdict_digest}
+
+
+def _check_files(registry: Registry, verified: VerifiedVersion) -> None:
+    """Refuse a version whose files in MLflow are not those that were registered: it is these that are served."""
+    with tempfile.TemporaryDirectory() as scratch:
+        versions.download_model(registry, verified, Path(scratch) / "model")
 
 
 def _check_untainted(state: State, name: str, version: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,19 @@ def test_a_key_is_never_overwritten(tmp_path: Path):
     with pytest.raises(KeyFileError, match="there is a file already"):
         make_key(tmp_path / "mine.pem")
     assert load_key(tmp_path / "mine.pem").public == first.public
+
+
+def test_a_key_that_is_cut_off_on_a_full_disk_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(KeyFileError, match=r"key\.pem: No space left on device"):
+            make_key(tmp_path / "key.pem")
+    assert list(tmp_path.iterdir()) == []
+    make_key(tmp_path / "key.pem")
+    assert [path.name for path in tmp_path.iterdir()] == ["key.pem"]
 
 
 def test_a_key_that_cannot_be_written_is_said(tmp_path: Path):

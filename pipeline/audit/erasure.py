@@ -30,7 +30,11 @@ from pipeline.params import Params
 from pipeline.register import registry, versions
 from pipeline.register.registry import Registry
 from pipeline.server_access import endpoints
+<<<<<<< HEAD
 from pipeline.versioning import snapshot
+=======
+from pipeline.versioning import dvc_repo
+>>>>>>> reviewa
 from pipeline.versioning.workspace import Workspace, find_workspace, open_workspace
 
 REASON = "a row was to be erased"
@@ -166,8 +170,9 @@ def _look(
     for name, parts in _wanted(params, rows).items():
         entry = params.prefixes[name]
         raw = workspace.root / entry.data.path
-        if not raw.exists() and name not in direct:
-            continue
+        versioned = (workspace.root / dvc_repo.files_of(entry.data.path)[0]).exists()
+        if not raw.exists() and name not in direct and not versioned:
+            continue  # there never was any; what DVC could bring back must be looked at
         if removal.look(raw, entry.data, entry.task, parts):
             holding.add(name)
             if entry.data.imported_from is not None:

@@ -222,12 +222,13 @@ class RegisteredName:
 
     def _marks(self, version: RegisteredVersion) -> set[str]:
         """SHA-256 of all that MLflow's mark in the version's folder can say."""
-        # Several versions may be of one model; any of them may have been loaded last. YAML quotes some words.
+        # Several versions may be of one model; any of them may have been loaded last. YAML quotes some words, and the
+        # number where the version was asked for by it, not by an alias.
         same = [other.version for other in self.versions if other.source == version.source]
         marks = [
-            f"model_name: {name}\nmodel_version: '{number}'\n"
+            f"model_name: {name}\nmodel_version: {number}\n"
             for name in (self.name, f"'{self.name}'")
-            for number in same
+            for number in (*same, *(f"'{other}'" for other in same))
         ]
         return {hashlib.sha256(mark.encode()).hexdigest() for mark in marks}
 

@@ -183,14 +183,14 @@ def rollback(
 def archive(
     workspace: Path, name: str, version: str, reason: str, key: Path | None, json_output: bool
 ) -> None:
-    """Put VERSION of the prefix NAME away, from whichever stage it stands in.
+    """Put VERSION of the prefix NAME away, from whichever stage it stands in, also where params.yaml has no such prefix any more.
 
     Exit code 4: somebody else moved a stage first.
     """
     from pipeline import promotion
     from pipeline.promoting import acting
 
-    by = acting(workspace, name, key)
+    by = acting(workspace, name, key, dropped=True)
     moved = promotion.archive(by.registry, name, version, reason=reason, actor=by.actor, key=by.key)
     _print_moved(moved, json_output)
 

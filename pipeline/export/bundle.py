@@ -25,10 +25,8 @@ from pipeline.ledger.log import Reading
 from pipeline.prefix.adapter import CONFIG, adapter_facts
 from pipeline.register import registry, versions
 from pipeline.register.reference import parse
-from pipeline.register.registry import Registry
 from pipeline.register.versions import (
     ADAPTER_PATH,
-    MANIFEST_DIGEST,
     MANIFEST_FILE,
     VerifiedVersion,
 )
@@ -116,27 +114,9 @@ def _model_of(root: Path, reference: str) -> Iterator[tuple[VerifiedVersion, Rea
     verified = versions.lookup(connection, *parse(connection, reference))
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / "model"
-        _download(connection, verified, model)
-        digest.verify(model / ADAPTER_PATH, verified.record.files)
+        versions.download_model(connection, verified, model)
         adapter_facts(model / ADAPTER_PATH)
         yield verified, log.read(connection, verified.version.name), model
-
-
-def _download(connection: Registry, verified: VerifiedVersion, target: Path) -> None:
-    """The model folder's files, by its manifest, which is by its tag."""
-    version = verified.version
-    tagged = version.tags.get(MANIFEST_DIGEST)
-    target.mkdir()
-    listing = versions.download(connection, version, MANIFEST_FILE, target)
-    if (found := digest.sha256_file(listing)) != tagged:
-        raise IntegrityError(
-            [f"{MANIFEST_FILE}: SHA-256 is {found}, expected {tagged}"],
-            heading=f"{version.name} version {version.version} is not what was registered; do not use it:",
-        )
-    manifest: dict[str, str] = json.loads(listing.read_bytes())
-    for name in sorted({name.split("/")[0] for name in manifest}):
-        versions.download(connection, version, name, target)
-    digest.verify(target, {**manifest, MANIFEST_FILE: found})
 
 
 def _free(folder: Path) -> Path:

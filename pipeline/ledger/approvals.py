@@ -79,36 +79,12 @@ def approve(
             f"{name}: the request {asked.id} has the approval of this key already; nothing has changed"
         )
     kind: type[Event] = Refused if refuse else Approved
-    return answer(registry, request, kind, actor=actor, reason=reason, key=key)
-
-
-def answer(
-    registry: Registry, request: Request, kind: type[E], *, actor: str, reason: str, key: SigningKey | None
-) -> E:
-    """Append an answer to an open request.
-
-    Raises:
-        RefusedError, ConflictError: as `closed`, where it is not open any more.
-    """
-    asked = request.asked
     while True:
-        reading = log.read(registry, asked.prefix)
+        reading = log.read(registry, name)
         if asked.id not in reading.state.requests:
             raise closed(reading, request)
-        event = following(
-            reading.state,
-            kind,
-            prefix=asked.prefix,
-            version=asked.version,
-            stage=asked.stage,
-            actor=actor,
-            reason=reason[:REASON_LIMIT],
-            lineage_digest=asked.lineage_digest,
-            verdict_digest=asked.verdict_digest,
-            request=asked.id,
-            key=key,
-        )
-        if log.claim(registry, event) == event:
+        event = _answer(registry, reading.state, request, kind, actor=actor, reason=reason, key=key)
+        if event is not None:
             return event
 
 
@@ -152,11 +128,43 @@ def wait(
             return
         if time.monotonic() >= deadline:
             reason = f"{count} of {rules.approvals} approvals after {seconds:g} seconds"
-            answer(registry, request, TimedOut, actor=actor, reason=reason, key=key)
+            if (
+                _answer(registry, reading.state, request, TimedOut, actor=actor, reason=reason, key=key)
+                is None
+            ):
+                continue  # what came first may be the approval
             raise RefusedError(
                 f"{name}: {asked.sentence} at epoch {asked.epoch} and had {reason}; it is given up. Promoting again asks anew"
             )
         time.sleep(min(poll_seconds, max(0.0, deadline - time.monotonic())))
+
+
+def _answer(
+    registry: Registry,
+    state: State,
+    request: Request,
+    kind: type[E],
+    *,
+    actor: str,
+    reason: str,
+    key: SigningKey | None,
+) -> E | None:
+    """Append an answer to a request that is open in `state`; None where another event came first."""
+    asked = request.asked
+    event = following(
+        state,
+        kind,
+        prefix=asked.prefix,
+        version=asked.version,
+        stage=asked.stage,
+        actor=actor,
+        reason=reason,
+        lineage_digest=asked.lineage_digest,
+        verdict_digest=asked.verdict_digest,
+        request=asked.id,
+        key=key,
+    )
+    return event if log.claim(registry, event) == event else None
 
 
 def closed_by(reading: Reading, request_id: str) -> Event | None:

@@ -61,6 +61,7 @@ class State:
         requests: {id: request} of those that are open: not carried out, refused or timed out, and neither the version
             asked for nor what stands in the stage has moved since.
         carried_out: {id of a promotion: the request that it carried out}.
+        brought_up: {version: its last promotion to production}, wherever it stands now.
         tainted: {version that saw rows which were to be erased: an event for each erasure}.
     """
 
@@ -72,13 +73,13 @@ class State:
     held_before: tuple[str, ...] = ()
     requests: Mapping[str, Request] = field(default_factory=lambda: MappingProxyType({}))
     carried_out: Mapping[str, Request] = field(default_factory=lambda: MappingProxyType({}))
+    brought_up: Mapping[str, Promoted] = field(default_factory=lambda: MappingProxyType({}))
+    tainted: Mapping[str, tuple[Tainted, ...]] = field(default_factory=lambda: MappingProxyType({}))
 
     def request_for(self, version: str, stage: Stage) -> Request | None:
         """The open request that `version` be promoted to `stage`."""
         asked = ((request, request.asked) for request in self.requests.values())
         return next((request for request, by in asked if (by.version, by.stage) == (version, stage)), None)
-
-    tainted: Mapping[str, tuple[Tainted, ...]] = field(default_factory=lambda: MappingProxyType({}))
 
     def stage_of(self, version: str) -> Stage | None:
         """Where `version` stands; None if nowhere."""
@@ -148,6 +149,7 @@ def fold(events: Iterable[Event]) -> State:
         held_before=tuple(folding.could_go_back_to()),
         requests=MappingProxyType(folding.requests),
         carried_out=MappingProxyType(folding.carried_out),
+        brought_up=MappingProxyType(folding.brought_up),
         tainted=MappingProxyType(folding.tainted),
     )
 
@@ -177,6 +179,7 @@ class _Folding:
         self.put_away: set[str] = set()
         self.requests: dict[str, Request] = {}
         self.carried_out: dict[str, Request] = {}
+        self.brought_up: dict[str, Promoted] = {}
         self.tainted: dict[str, tuple[Tainted, ...]] = {}
 
     def apply(self, event: Event) -> None:
@@ -203,7 +206,8 @@ class _Folding:
         assert event.stage is not None
         if event.version in self.tainted and not isinstance(event, Archived):
             raise _misfit(event, f"moves version {event.version} to {event.stage}, though it is tainted")
-        if stood == event.version:
+        displaced = isinstance(event, Archived) and event.version not in self.put_away
+        if stood == event.version and not displaced:
             raise _misfit(event, f"moves version {event.version} to {event.stage}, where it stands already")
         production = self.stages.get("production")
         if isinstance(event, Archived):
@@ -211,8 +215,8 @@ class _Folding:
         elif event.stage == "production":
             if isinstance(event, RolledBack):
                 self._go_back(event)
-            elif production is not None:
-                self.held_before.append(production)
+            else:
+                self._bring_up(event)
             self.put_away.discard(event.version)
         self._place(event, event.version, event.stage)
         if event.stage == "production" and production is not None:
@@ -254,6 +258,14 @@ class _Folding:
         if int(event.version) > self.highest:
             self.highest = int(event.version)
             self._place(event, event.version, "candidate")
+
+    def _bring_up(self, event: Event) -> None:
+        assert isinstance(event, Promoted)
+        if self.stages.get("staging") != event.version:
+            raise _misfit(event, f"moves version {event.version} to production, though it is not in staging")
+        self.brought_up[event.version] = event
+        if event.expected is not None:
+            self.held_before.append(event.expected)
 
     def _go_back(self, event: RolledBack) -> None:
         while self.held_before:

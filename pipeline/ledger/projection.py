@@ -49,8 +49,8 @@ def project(
             anything was promoted to it, is then left: somebody's service may read it.
 
     Returns:
-        The ledger as it agrees with the aliases, and what was out of step before. An alias on a version that has been
-        deleted in MLflow cannot be set, and stays out of step.
+        The ledger as it agrees with the aliases, and what was out of step and is not any more. An alias on a version that
+        has been deleted in MLflow cannot be set, and stays out of step.
 
     Raises:
         IntegrityError, RegistryError, UnreachableError: as `log.read`.
@@ -68,7 +68,7 @@ def project(
             wrong = [each for each in out_of_step(reading, chosen) if each not in deleted]
             marked = reading.anchor is not None and reading.anchor.epoch == state.epoch
             if not wrong and (marked or state.epoch == 0):
-                return reading, tuple(before.values())
+                return reading, tuple(each for each in before.values() if each not in deleted)
             for each in wrong:
                 before.setdefault(each.stage, each)
                 if each.ledger is None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pipeline.ledger.events import Approved, Event, Promoted
+from pipeline.ledger.events import Approved, Event, Promoted, RolledBack
 from pipeline.ledger.fold import Request, State
 from pipeline.params import Params
 
@@ -79,14 +79,27 @@ class Unauthorised:
         return f"{event.sentence} at epoch {event.epoch} by {event.actor}, {self.actual}; expected {self.expected}"
 
 
-def unauthorised(event: Event, carried_out: Request | None, rules: Rules) -> Unauthorised | None:
+def unauthorised(event: Event, state: State, rules: Rules) -> Unauthorised | None:
     """What an event that put a version into a stage lacks by the rules of that stage.
 
-    A rollback needs no approvals: it is what one does first when production is broken.
+    A rollback needs no approvals of its own: it is what one does first when production is broken. But it brings nothing back
+    that did not come up by these rules: who may sign could else promote without approvals and go back to it.
+
+    Args:
+        state: in which the event has happened.
     """
     if rules.signers and event.key not in rules.signers:
         return Unauthorised(event, f"a signature of {_listed(rules.signers)}", _signed(event))
+    if isinstance(event, RolledBack):
+        brought_up = state.brought_up[event.version]
+        if (found := unauthorised(brought_up, state, rules)) is None:
+            return None
+        actual = (
+            f"to what was promoted there at epoch {brought_up.epoch} by {brought_up.actor}, {found.actual}"
+        )
+        return Unauthorised(event, found.expected, actual)
     if rules.approvals and isinstance(event, Promoted):
+        carried_out = state.carried_out.get(event.id)
         approved = f"{rules.approvals} of {_listed(rules.approvers)} to approve"
         if carried_out is None:
             return Unauthorised(event, approved, "approved by nobody")
@@ -104,7 +117,7 @@ def standing(state: State, rules: Mapping[Ruled, Rules]) -> Iterator[Unauthorise
     for stage in RULED:
         if stage in state.stages:
             event = state.moved[stage]
-            if (found := unauthorised(event, state.carried_out.get(event.id), rules[stage])) is not None:
+            if (found := unauthorised(event, state, rules[stage])) is not None:
                 yield found
 
 

@@ -13,6 +13,7 @@ tagged on version and model.
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -320,6 +321,36 @@ def fetch(registry: Registry, verified: VerifiedVersion, adapters: Path) -> Fetc
             digest.verify(fresh, record.files)
     digest.verify(folder, record.files)
     return FetchedVersion(version.version, record.adapter_digest, folder, record)
+
+
+def download_model(registry: Registry, verified: VerifiedVersion, target: Path) -> None:
+    """A copy of the version's model folder in the new folder `target`, every file as it was registered.
+
+    Raises:
+        IntegrityError: a file is not that of its manifest, the manifest not that of its tag, or the adapter not the recorded
+            one.
+        RegistryError: a file cannot be had.
+    """
+    record, version = verified.record, verified.version
+    tagged = version.tags.get(MANIFEST_DIGEST)
+    target.mkdir()
+    listing = download(registry, version, MANIFEST_FILE, target)
+    if (found := digest.sha256_file(listing)) != tagged:
+        raise IntegrityError(
+            [f"{MANIFEST_FILE}: SHA-256 is {found}, expected {tagged}"],
+            heading=f"{version.name} version {version.version} is not what was registered; do not use it:",
+        )
+    manifest: dict[str, str] = json.loads(listing.read_bytes())
+    for name in sorted({name.split("/")[0] for name in manifest}):
+        download(registry, version, name, target)
+    try:
+        digest.verify(target, {**manifest, MANIFEST_FILE: found})
+        digest.verify(target / ADAPTER_PATH, record.files)
+    except IntegrityError as error:
+        raise IntegrityError(
+            error.problems,
+            heading=f"{version.name} version {version.version} is not what was registered; do not use it:",
+        ) from error
 
 
 def _logged_model(

@@ -261,6 +261,14 @@ def test_data_that_is_not_usable_lost_or_would_be_empty_is_refused_before_anythi
     refused(here, DataError, r"words\.jsonl: no row would be left")
     words.unlink()
     refused(here, DataError, r"words\.jsonl: no such file")
+    write(words, WITH)
+    other.unlink()
+    assert erase(here.root, GONE, dry_run=True).removed == {"data/words.jsonl": 1}
+    # No version has seen the row there, but DVC could bring the data back.
+    other.with_name("other.csv.dvc").write_text("outs: []\n")
+    git_dvc.run(here.root, "git", "add", "data/other.csv.dvc")
+    git_dvc.run(here.root, "git", "commit", "-qm", "Data")
+    refused(here, DataError, r"other\.csv: no such file")
 
 
 def test_a_dirty_workspace_and_a_reason_without_words_are_refused(here: World) -> None:

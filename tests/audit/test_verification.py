@@ -186,16 +186,18 @@ def test_a_file_added_anywhere_in_a_version_is_found(world: World, place: str) -
     assert {fault.expected for fault in told} == {"no such file"}
 
 
+@pytest.mark.parametrize("uri", ["models:/alpha/1", "models:/alpha@first"])
 def test_the_mark_that_mlflow_leaves_when_it_loads_a_version_is_no_fault_and_another_is(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: World, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow.artifacts import download_artifacts
 
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
         monkeypatch.setenv(name, "")  # MLflow exports its addresses; this takes them back out afterwards
     world.registry.activate()
+    world.registry.client.set_registered_model_alias("alpha", "first", "1")
     folder = world.artefact("alpha", "1")
-    assert Path(download_artifacts("models:/alpha/1")) == folder
+    assert Path(download_artifacts(uri)) == folder
     mark = folder / "registered_model_meta"
     assert mark.is_file()
     assert verify(world.root).sound

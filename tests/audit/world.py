@@ -98,16 +98,18 @@ class World:
     ) -> str:
         """One version with the tags that registration writes; `tagged=False`: without the one of its origin.
 
-        Its model holds the lineage record and nothing else, which is all that an audit reads of it and takes a
-        twentieth of the time. Its number follows from those there are.
+        Its model holds the lineage record and an adapter of a few bytes, which is all that an audit or a promotion reads
+        of it and takes a twentieth of the time. Its number follows from those there are.
         """
         number = next(self.number)
         model = self.scratch / f"model{number}"
-        (model / "artifacts").mkdir(parents=True)
+        (model / versions.ADAPTER_PATH).mkdir(parents=True)
+        adapter = canonical_json({"weights": weights or number})
+        (model / versions.ADAPTER_PATH / "adapter_model.safetensors").write_bytes(adapter)
         record = records.lineage(
             prefix=name,
             run_key=digest({"number": number}),
-            files={"adapter_model.safetensors": digest({"weights": weights or number})},
+            files={"adapter_model.safetensors": hashlib.sha256(adapter).hexdigest()},
             base_model={"name": "tiny", "digest": base, "source": {"path": "base"}, "files": {}},
             code={"commit": commit, "version": "0.1.0", "digest": "8" * 64, "dirty": False},
             experiment={"commit": experiment, "name": "exp"},
@@ -126,6 +128,8 @@ class World:
             },
         )
         (model / "artifacts/lineage.json").write_bytes(record.to_json())
+        listing = canonical_json(manifest(model))
+        (model / versions.MANIFEST_FILE).write_bytes(listing)
         client = self.registry.client
         if not client.search_registered_models(f"name = '{name}'"):
             client.create_registered_model(name)
@@ -135,6 +139,7 @@ class World:
             versions.ADAPTER_DIGEST: record.adapter_digest,
             versions.DATASET_MD5: md5,
             versions.BASE_DIGEST: base,
+            versions.MANIFEST_DIGEST: hashlib.sha256(listing).hexdigest(),
         }
         if tagged:
             tags[versions.MADE_FROM] = Origin.of_record(record).tag()

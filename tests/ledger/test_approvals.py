@@ -141,7 +141,7 @@ def test_an_approval_counts_for_approvers_that_are_others_than_whoever_asked_eac
 def test_what_stands_in_a_stage_is_judged_by_the_rules_of_today():
     def found(made: list[Event], rules: Rules = RULES) -> str | None:
         state = fold.fold(made)
-        wrong = unauthorised(made[-1], state.carried_out.get(made[-1].id), rules)
+        wrong = unauthorised(made[-1], state, rules)
         assert [each.event for each in standing(state, {"staging": rules, "production": rules})] == (
             [] if wrong is None else [made[-1]]
         )
@@ -169,9 +169,59 @@ def test_what_stands_in_a_stage_is_judged_by_the_rules_of_today():
     assert found(answered(answered(stranger, Approved), Promoted, by=ALICE)) == (
         f"a request signed by alice, bob; on a request signed with the key {CAROL.public}"
     )
-    back = world.chain("register 1", "staging 1", "production 1", "register 2", "staging 2", "production 2")
-    assert found([*back, follow(back, RolledBack, "1", sign=BOB)]) is None
-    assert found([*back, follow(back, RolledBack, "1")]) == "a signature of alice, bob; signed by nobody"
+
+
+def up(made: list[Event], version: str, **changes: Any) -> list[Event]:
+    """And the version in production, straight through staging; by Alice, whom nobody asked for approvals."""
+    made = [*made, follow(made, Promoted, version, sign=ALICE)]
+    return [*made, follow(made, Promoted, version, **{"stage": "production", "sign": ALICE, **changes})]
+
+
+def test_a_rollback_takes_a_signature_and_brings_back_nothing_that_came_up_by_other_rules():
+    def found(made: list[Event]) -> str | None:
+        state = fold.fold(made)
+        wrong = unauthorised(made[-1], state, RULES)
+        assert list(standing(state, BY_STAGE)) == ([] if wrong is None else [wrong])
+        return None if wrong is None else f"{wrong.expected}; {wrong.actual}"
+
+    approved = world.chain("register 1", "register 2")
+    approved.append(follow(approved, Promoted, "1"))
+    approved.append(follow(approved, Requested, "1", stage="production", sign=ALICE, actor="alice"))
+    approved = up(answered(answered(approved, Approved), Promoted, by=ALICE), "2")
+    assert found([*approved, follow(approved, RolledBack, "1", sign=BOB)]) is None
+    assert found([*approved, follow(approved, RolledBack, "1")]) == (
+        "a signature of alice, bob; signed by nobody"
+    )
+    # Otherwise Alice would need nobody: up without approvals, something else up, and back.
+    alone = up(up(world.chain("register 1", "register 2"), "1", actor="alice"), "2")
+    assert found([*alone, follow(alone, RolledBack, "1", sign=ALICE)]) == (
+        "1 of bob, carol to approve; to what was promoted there at epoch 4 by alice, approved by nobody"
+    )
+
+
+def test_a_rollback_to_what_came_up_by_other_rules_is_refused_until_that_is_put_away(
+    registry: Registry, tmp_path: Path
+):
+    for version in "123":
+        world.register(registry, tmp_path, version)
+        events = list(log.read(registry, NAME).events)
+        sign = None if version == "2" else ALICE
+        write(registry, up(events, version, sign=sign, actor="mallory")[-2:])
+    rules: Mapping[Ruled, Rules] = {"staging": Rules(), "production": Rules(signers=RULES.signers)}
+
+    def rollback() -> Moved:
+        return promotion.rollback(registry, NAME, reason="worse", actor="bob", key=BOB, rules=rules)
+
+    before = kinds(registry)
+    with pytest.raises(
+        RefusedError,
+        match="production held version 2 before, but version 2 was promoted to production at epoch 6 by mallory, "
+        r"signed by nobody; expected a signature of alice, bob\. Archive it",
+    ):
+        rollback()
+    assert kinds(registry) == before
+    promotion.archive(registry, NAME, "2", reason="nobody signed it", actor="bob")
+    assert rollback().event.version == "1"
 
 
 @pytest.fixture
@@ -311,6 +361,21 @@ def test_waiting_ends_with_the_approvals_or_the_refusal_or_the_time(registry: Re
         wait(registry, again[-1:])
 
 
+def test_an_approval_that_comes_as_the_time_ends_counts(registry: Registry, monkeypatch: pytest.MonkeyPatch):
+    made = asked()
+    write(registry, made)
+    real = log.claim
+
+    def beaten(*arguments: Any) -> Any:
+        monkeypatch.setattr(log, "claim", real)
+        approve(registry)
+        return real(*arguments)
+
+    monkeypatch.setattr(log, "claim", beaten)
+    assert wait(registry, made)[-1].endswith("1 of 1 approvals")
+    assert kinds(registry) == ["registered", "requested", "approved"]
+
+
 def test_somebody_elses_promotion_ends_the_waiting_and_one_of_another_version_is_a_conflict(
     registry: Registry,
 ):
@@ -356,6 +421,8 @@ def test_a_promotion_is_asked_for_once_approved_and_carried_out_whatever_the_clo
     assert kinds(registry) == ["registered", "requested", "approved", "promoted"]
     assert world.aliases(registry) == {"staging": "1"}
     assert promotion.stands(registry, NAME, "1", "staging", BY_STAGE) is not None
+    assert promotion.stands(registry, NAME, "1", "staging", BY_STAGE, "none") is not None
+    assert promotion.stands(registry, NAME, "1", "staging", BY_STAGE, "7") is None
     assert promotion.stands(registry, NAME, "1", "production", BY_STAGE) is None
 
 

@@ -70,6 +70,11 @@ def test_a_rollback_passes_over_what_was_put_away_by_hand():
     assert fold(put_away).held_before == ("1",)
     back = [*put_away, world.follow(put_away, RolledBack, "1")]
     assert fold(back).stages["production"] == "1"
+    # So does one that another replaced, which stands in archived already; once.
+    replaced = world.chain(*steps, "archive 2")
+    assert fold(replaced).held_before == ("1",)
+    with pytest.raises(IntegrityError, match="moves version 2 to archived, where it stands already"):
+        fold([*replaced, world.follow(replaced, Archived, "2")])
     # Promoted again after that, it counts again.
     assert fold(world.chain(*steps, "staging 2", "archive 2", "staging 2")).held_before == ("1",)
     again = [*steps, "staging 2", "archive 2", "staging 2", "production 2", "staging 1", "production 1"]
@@ -133,6 +138,11 @@ def test_nothing_has_happened_before_the_first_event():
         ),
         ("register 1", "register 1", "epoch 2: registers version 1 a second time"),
         ("register 1", "rollback 1", "epoch 2: goes back to version 1, which production never held"),
+        (
+            "register 1, register 2, staging 2",
+            "production 1",
+            "epoch 4: moves version 1 to production, though it is not in staging",
+        ),
         (
             ", ".join(in_production("1", "2", "3")),
             "rollback 1",

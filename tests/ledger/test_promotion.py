@@ -129,6 +129,27 @@ def test_a_version_whose_record_was_tampered_with_is_never_promoted_and_can_be_p
     assert aliases(registry) == {"archived": "1"}
 
 
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "MLmodel", "serving_model.py"])
+def test_a_version_whose_files_in_mlflow_are_others_is_never_promoted_nor_rolled_back_to(
+    registry: Registry, tmp_path: Path, file: str
+):
+    world.register(registry, tmp_path)
+    (path,) = (tmp_path / ".prefixline").rglob(file)
+    for version in "12":
+        if version == "2":
+            world.register(registry, tmp_path, "2")
+        promote(registry, version, "staging")
+        promote(registry, version, "production")
+    path.write_bytes(path.read_bytes().swapcase())
+    before = events(registry)
+    problem = f"version 1 is not what was registered; do not use it:(.|\n)*{file}: SHA-256 is"
+    with pytest.raises(IntegrityError, match=problem):
+        promote(registry, "1", "staging")
+    with pytest.raises(IntegrityError, match=problem):
+        promotion.rollback(registry, NAME, reason="worse", actor=BOB)
+    assert events(registry) == before
+
+
 def test_a_verdict_that_did_not_pass_is_never_promoted_whoever_registered_it(
     registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -257,6 +278,17 @@ def test_a_registration_that_is_second_takes_the_next_epoch(
     assert aliases(registry) == {"candidate": "2", "staging": "1"}
 
 
+def test_a_registration_during_a_promotions_trial_is_nobody_who_was_first(registry: Registry, tmp_path: Path):
+    world.register(registry, tmp_path, "1")
+
+    def trial(_: Any) -> None:
+        world.register(registry, tmp_path, "2")
+
+    promote(registry, "1", "staging", trial=trial)
+    assert events(registry)[1:] == ["version 2 was registered", "version 1 was promoted to staging"]
+    assert aliases(registry) == {"candidate": "2", "staging": "1"}
+
+
 class Killed(BaseException):
     pass
 
@@ -334,10 +366,11 @@ def test_a_version_deleted_in_mlflow_stays_out_of_step_and_holds_nobody_up(
     promote(registry, "1", "staging")
     promote(registry, "1", "production")
     registry.client.delete_model_version(NAME, "1")
-    reading, _ = project(registry, NAME)
+    reading, repaired = project(registry, NAME)
     assert [str(each) for each in out_of_step(reading)] == [
         "production: the alias says none, the ledger says 1"
     ]
+    assert repaired == ()  # it is not said that it was
     promote(registry, "2", "staging")
     promote(registry, "2", "production")
     assert aliases(registry) == {"production": "2"}
