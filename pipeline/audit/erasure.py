@@ -30,11 +30,7 @@ from pipeline.params import Params
 from pipeline.register import registry, versions
 from pipeline.register.registry import Registry
 from pipeline.server_access import endpoints
-<<<<<<< HEAD
-from pipeline.versioning import snapshot
-=======
-from pipeline.versioning import dvc_repo
->>>>>>> reviewa
+from pipeline.versioning import dvc_repo, snapshot
 from pipeline.versioning.workspace import Workspace, find_workspace, open_workspace
 
 REASON = "a row was to be erased"
