@@ -127,7 +127,7 @@ class LineageRecord:
         """
         try:
             raw = json.loads(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise IntegrityError([f"lineage record: is not JSON ({error})"]) from None
         if not isinstance(raw, dict) or raw.get("format_version") != FORMAT_VERSION:
             got = raw.get("format_version") if isinstance(raw, dict) else type(raw).__name__
@@ -139,8 +139,12 @@ class LineageRecord:
         problems += [f"lineage record: {key!r} is unknown" for key in sorted(raw.keys() - known)]
         if problems:
             raise IntegrityError(problems)
-        record = cls(**raw)
-        if record.to_json() != content:
+        try:
+            record = cls(**raw)
+            canonical = record.to_json()
+        except (ValueError, RecursionError) as error:  # NaN, or what is no Unicode text
+            raise IntegrityError([f"lineage record: has no canonical JSON ({error})"]) from None
+        if canonical != content:
             raise IntegrityError(["lineage record: the JSON is not canonical; someone rewrote it"])
         return record
 
@@ -152,6 +156,17 @@ class LineageRecord:
                 problems.append(f"{name}: got {type(value).__name__}; expected a mapping")
             else:
                 problems += [f"{name}.{key}: missing" for key in sorted(needed - value.keys())]
+        if problems:
+            return problems
+        for where, manifest in (
+            ("files", self.files),
+            ("base_model.files", self.base_model["files"]),
+            ("dataset.manifest", self.dataset["manifest"]),
+        ):
+            if not isinstance(manifest, Mapping) or not all(
+                isinstance(sha, str) for sha in manifest.values()
+            ):
+                problems.append(f"{where}: expected {{file: SHA-256}}")
         if problems:
             return problems
         if self.code["dirty"] is not False:
