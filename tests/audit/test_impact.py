@@ -588,6 +588,15 @@ def test_a_version_registered_by_hand_is_named_and_other_models_are_not_searched
     assert (found["complete"], found["searched"]) == (False, 2)
 
 
+def test_versions_that_all_lost_their_tags_are_still_said(here: World) -> None:
+    here.register(md5="a" * 32)
+    here.stand("words", "1", "candidate")
+    for tag in here.registry.client.get_model_version("words", "1").tags:
+        here.registry.client.delete_model_version_tag("words", "1", tag)
+    found = ask(here, "dataset", "a" * 32)
+    assert (names(found, "by_hand"), found["complete"], found["searched"]) == (["words:1"], False, 1)
+
+
 def test_a_duplicate_is_named_as_one(here: World) -> None:
     here.register(md5="a" * 32)
     first = here.registry.client.get_model_version("words", "1")

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from pipeline.audit.faults import Fault, Gone, Kind, Link, Verification
 from pipeline.audit.verification import verify
+from pipeline.cli import main
 from pipeline.digest import canonical_json, digest, sha256_file
 from pipeline.environment import quiet_environment
 from pipeline.errors import RegistryError
@@ -422,6 +424,22 @@ def test_a_version_that_was_deleted_is_missed(world: World) -> None:
     assert kinds(faults(found, "beta:1")) == {("missing", "warm start", "alpha version 1")}
     client.delete_run(run)  # as one is told to where the same is to be registered anew
     assert verify(world.root, "alpha").sound
+
+
+def test_a_model_that_was_deleted_as_a_whole_is_missed_and_what_it_held_though_its_runs_went_too(
+    world: World,
+) -> None:
+    client = world.registry.client
+    runs = {version: client.get_model_version("alpha", version).run_id for version in "12"}
+    client.delete_registered_model("alpha")
+    expected = {Gone("alpha", version, run) for version, run in runs.items()}
+    assert set(verify(world.root).gone) == set(verify(world.root, "alpha").gone) == expected
+    for run in runs.values():
+        client.delete_run(run)
+    assert verify(world.root).gone == (Gone("alpha", "2", None),)  # the candidate
+    done = CliRunner().invoke(main, ["-w", str(world.root), "verify", "alpha"])
+    assert done.exit_code == 5
+    assert "missing alpha version 2: the ledger has it in a stage" in done.stdout
 
 
 def test_a_version_that_went_on_from_another_adapter_than_it_says_is_found(world: World) -> None:
