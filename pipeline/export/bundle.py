@@ -74,8 +74,7 @@ def export_bundle(root: Path, reference: str, out: Path | None, key: SigningKey 
     with _model_of(root, reference) as (verified, reading, model):
         version = verified.version
         registered = _registration(verified, reading)
-        folder = _free(out or Path(f"{version.name}-{version.version}"))
-        with new_folder(folder) as fresh:
+        with _new(out or Path(f"{version.name}-{version.version}")) as (folder, fresh):
             _fill(fresh, model, verified, reading.events, registered, key)
             found = verify_offline(fresh, None if key is None else key.public).verification
             if not found.sound:
@@ -95,14 +94,13 @@ def export_adapter(root: Path, reference: str, out: Path | None) -> Exported:
     """
     with _model_of(root, reference) as (verified, reading, model):
         version = verified.version
-        folder = _free(out or Path(f"{version.name}-{version.version}-peft"))
         kind = json.loads((model / ADAPTER_PATH / CONFIG).read_bytes())["peft_type"]
         if kind != "PREFIX_TUNING":
             raise ExportError(
                 f"{version.name} version {version.version}: PEFT has no prefix for such a base model; "
                 "--format bundle gives it out for prefixline"
             )
-        with new_folder(folder) as fresh:
+        with _new(out or Path(f"{version.name}-{version.version}-peft")) as (folder, fresh):
             shutil.copytree(model / ADAPTER_PATH, fresh, dirs_exist_ok=True)
         return _exported(verified, reading, folder, None)
 
@@ -139,12 +137,20 @@ def _download(connection: Registry, verified: VerifiedVersion, target: Path) -> 
     digest.verify(target, {**manifest, MANIFEST_FILE: found})
 
 
-def _free(folder: Path) -> Path:
+@contextmanager
+def _new(folder: Path) -> Iterator[tuple[Path, Path]]:
+    """(`folder`, an empty folder to fill that is then put there), where nothing is there before and nothing after."""
+    _refuse_taken(folder)
+    with new_folder(folder) as fresh:
+        yield folder, fresh
+        _refuse_taken(folder)  # again, since filling it takes seconds
+
+
+def _refuse_taken(folder: Path) -> None:
     if folder.exists() or folder.is_symlink():
         raise ExportError(
             f"{folder}: is there already, and nothing is written over; choose another with --out"
         )
-    return folder
 
 
 def _registration(verified: VerifiedVersion, reading: Reading) -> Registered:
