@@ -32,7 +32,7 @@ def audit(root: Path, name: str, *, verified: bool = True) -> dict[str, Any]:
     Returns:
         {prefix, made: this moment, stages: as `ancestry.standing`, out_of_step: [sentence], events: as
         `ancestry.events_of`, held: [{stage, version, since, until | null}] in order, versions: [{version, stages,
-        duplicate_of, run_id, by_hand, problem: why there is no record or null, record: as `lineage_of` or null}],
+        duplicate_of, tainted, run_id, by_hand, problem: why there is no record or null, record: as `lineage_of` or null}],
         oldest first, later: as `ancestry.later` of all of them, verification: as `Verification.to_json`, or null}
 
     Raises:
@@ -76,6 +76,7 @@ def _version(connection: Registry, version: RegisteredVersion) -> dict[str, Any]
         "version": version.version,
         "stages": list(version.stages),
         "duplicate_of": version.duplicate_of,
+        "tainted": version.tainted,
         "run_id": version.run_id,
         "by_hand": by_hand,
         "problem": problem,

@@ -93,13 +93,15 @@ def lineage_of(root: Path, reference: str) -> dict[str, Any]:
 
 
 def told(version: RegisteredVersion, record: LineageRecord) -> dict[str, Any]:
-    """A version's lineage record as it is shown: with its number and stages, and the rows of each split apart."""
+    """A version's lineage record as it is shown: with its number, its stages and whether it is tainted, and the rows of
+    each split apart."""
     stages = list(version.stages)
     raw = json.loads(record.to_json())
     return {
         "version": version.version,
         "stage": stages[-1] if stages else None,
         "stages": stages,
+        "tainted": version.tainted,
         "lineage_digest": record.digest,
         **raw,
         "dataset": {**raw["dataset"], "rows": raw["dataset"]["rows"]["total"],
