@@ -392,6 +392,8 @@ class RegisteredName:
             found.add(
                 Link.LINEAGE, Kind.OUT_OF_STEP, "the verdict", "passed", record.verdict.get("passed", "none")
             )
+        if (made := record.made_run_key()) != record.run_key:
+            found.add(Link.LINEAGE, Kind.OUT_OF_STEP, "run_key", made, record.run_key)
         start = f"{versions.ADAPTER_PATH}/"
         adapter = {name.removeprefix(start): path for name, path in files.items() if name.startswith(start)}
         odd = {name.removeprefix(start): what for name, what in others.items() if name.startswith(start)}

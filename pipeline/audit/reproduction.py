@@ -217,8 +217,9 @@ def _check_pins(pins: Any, record: LineageRecord) -> None:
             "data.manifest": (pins["data"]["manifest"], record.dataset["manifest"]),
             "base_model.digest": (pins["base_model"]["digest"], record.base_model["digest"]),
             "warm_start": (pins.get("warm_start"), record.warm_start),
+            "params": (lineage.pinned_params(record.params, pins["params"]), record.params),
         }
-    except (TypeError, LookupError) as error:
+    except (TypeError, LookupError, AttributeError) as error:
         raise IntegrityError([f"{error!r}"], heading=_other_pins(record)) from None
     problems = [f"{key}: got {got!r}, expected {was!r}" for key, (got, was) in pairs.items() if got != was]
     if problems:

@@ -131,6 +131,7 @@ class _Bundle:
 
     def _check_record(self, record: LineageRecord) -> None:
         """The adapter's and the model's files, and that there are no others, whatever SHA256SUMS says."""
+        self._same(Link.LINEAGE, f"{layout.LINEAGE}: run_key", record.made_run_key(), record.run_key)
         adapter = {name: path for name, path in self._files.items() if name in record.files}
         self.faults += compare(self._hashes, Link.ADAPTER, adapter, record.files)
         start = f"{layout.MODEL}/"

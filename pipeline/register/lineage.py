@@ -118,6 +118,18 @@ class LineageRecord:
         """SHA-256 of the verdict as canonical JSON, 64 hex characters: what the ledger names it by."""
         return digest(dict(self.verdict))
 
+    def made_run_key(self) -> str:
+        """The run key that follows from all that the record names; `run_key` is the one that it says."""
+        start = self.warm_start
+        return run_key(
+            dataset_md5=self.dataset["md5"],
+            manifest=self.dataset["manifest"],
+            base_digest=self.base_model["digest"],
+            params=self.params,
+            code_digest=self.code["digest"],
+            warm_start=None if start is None else start["adapter_digest"],
+        )
+
     @classmethod
     def from_json(cls, content: bytes) -> LineageRecord:
         """The record whose `to_json` is `content`.
@@ -167,6 +179,15 @@ class LineageRecord:
                 isinstance(sha, str) for sha in manifest.values()
             ):
                 problems.append(f"{where}: expected {{file: SHA-256}}")
+        start = self.warm_start
+        if start is not None and not (
+            isinstance(start, Mapping)
+            and "adapter_digest" in start
+            and ("adapter" in start or {"prefix", "version"} <= start.keys())
+        ):
+            problems.append(
+                "warm_start: expected null, or an adapter_digest with prefix and version, or with adapter"
+            )
         if problems:
             return problems
         if self.code["dirty"] is not False:
@@ -194,6 +215,25 @@ def identity_params(entry: PrefixEntry) -> dict[str, Any]:
             "prefix": {"version", "adapter"},
         },
     )
+
+
+def pinned_params(params: Mapping[str, Any], pins: Mapping[str, Any]) -> dict[str, Any]:
+    """A record's `params` with every value that its experiment was started with in its place.
+
+    Equal to `params` exactly where the two agree; the gate is not pinned, and judges by the record's own.
+
+    Args:
+        pins: the `params` of pins/NAME.json, which have more than decides a result.
+    """
+    found = {}
+    for section, recorded in params.items():
+        if section == "gate":
+            found[section] = recorded
+        elif isinstance(recorded, Mapping) and isinstance(given := pins.get(section), Mapping):
+            found[section] = {key: given.get(key) for key in recorded}
+        else:
+            found[section] = pins.get(section)
+    return found
 
 
 def run_key(
