@@ -23,7 +23,6 @@ from pipeline.errors import RegistryError
 from pipeline.ledger import log
 from pipeline.ledger.rules import rules_of
 from pipeline.params import Params
-from pipeline.register import registry
 from pipeline.register.lineage import LineageRecord
 from pipeline.register.registry import Registry
 from pipeline.register.versions import ADAPTER_DIGEST, RegisteredVersion
@@ -52,8 +51,7 @@ def verify(root: Path, reference: str | None = None) -> Verification:
     """
     started = time.monotonic()
     workspace = find_workspace(root)
-    where = server_access.endpoints(workspace.root)
-    connection = registry.connect(where.mlflow_uri, artifact_root=where.artifact_root)
+    connection = server_access.connect(workspace.root)
     names = _Names(connection, workspace.params())
     chosen, gone = _choose(names, reference)
     with (

@@ -23,7 +23,7 @@ from pipeline.ledger.events import Event, Registered
 from pipeline.ledger.fold import fold
 from pipeline.ledger.log import Reading
 from pipeline.prefix.adapter import CONFIG, adapter_facts
-from pipeline.register import registry, versions
+from pipeline.register import versions
 from pipeline.register.reference import parse
 from pipeline.register.registry import Registry
 from pipeline.register.versions import (
@@ -109,8 +109,7 @@ def export_adapter(root: Path, reference: str, out: Path | None) -> Exported:
 def _model_of(root: Path, reference: str) -> Iterator[tuple[VerifiedVersion, Reading, Path]]:
     """The version, its ledger, and a copy of its model folder in which every file is the registered one."""
     workspace = find_workspace(root)
-    where = server_access.endpoints(workspace.root)
-    connection = registry.connect(where.mlflow_uri, artifact_root=where.artifact_root)
+    connection = server_access.connect(workspace.root)
     verified = versions.lookup(connection, *parse(connection, reference))
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / "model"

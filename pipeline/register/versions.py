@@ -260,11 +260,13 @@ def _look_up(registry: Registry, reading: Reading, which: str) -> VerifiedVersio
     client, name = registry.client, reading.name
     alias = which.removeprefix("@")
     with registry.errors(f"looking up {name}@{alias}"):
-        # A number first: MLflow lets anybody give a version another one's number as an alias.
-        if alias.isdecimal():
+        number: str | None
+        if alias in STAGES:
+            number = reading.state.stages.get(alias)
+        elif alias.isdecimal():  # before the aliases: MLflow lets anybody give a version another's number as one
             number = alias if alias.isascii() and alias[0] != "0" else None
         else:
-            number = (reading.state.stages if alias in STAGES else reading.aliases).get(alias)
+            number = reading.aliases.get(alias)
         try:
             found = None if number is None else client.get_model_version(name, number)
         except MlflowException as error:

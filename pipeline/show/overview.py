@@ -17,7 +17,6 @@ from pipeline.pins import previous_dataset
 from pipeline.register import registry, versions
 from pipeline.register.lineage import LineageRecord
 from pipeline.register.reference import parse
-from pipeline.register.registry import Registry
 from pipeline.register.versions import RegisteredVersion
 from pipeline.show.pages import REPORTS
 from pipeline.state import row_ids_folder
@@ -35,7 +34,7 @@ def overview(root: Path) -> dict[str, Any]:
     """
     workspace = find_workspace(root)
     params = workspace.params()
-    connection = connect(workspace)
+    connection = server_access.connect(workspace.root)
     running = server_access.endpoints(workspace.root)
     prefixes = []
     for name, entry in params.prefixes.items():
@@ -86,7 +85,7 @@ def lineage_of(root: Path, reference: str) -> dict[str, Any]:
         IntegrityError: the record is not what the version was registered with.
     """
     workspace = find_workspace(root)
-    connection = connect(workspace)
+    connection = server_access.connect(workspace.root)
     name, which = parse(connection, reference)
     found = versions.lookup(connection, name, which)
     return told(found.version, found.record)
@@ -124,7 +123,7 @@ def history_of(root: Path, name: str, *, at: datetime | None = None) -> dict[str
     workspace = find_workspace(root)
     params = workspace.params()
     params.prefix(name)
-    told = history(log.read(connect(workspace), name), at)
+    told = history(log.read(server_access.connect(workspace.root), name), at)
     names = {key: who for who, key in params.keys.items()}
     return {**told, "events": [{**row, "signed_by": names.get(row["key"])} for row in told["events"]]}
 
@@ -166,12 +165,6 @@ def data_card(root: Path, name: str) -> tuple[dict[str, Any], Path]:
         page=page,
     )
     return card, page
-
-
-def connect(workspace: Workspace) -> Registry:
-    """The workspace's MLflow, by its server or its database."""
-    where = server_access.endpoints(workspace.root)
-    return registry.connect(where.mlflow_uri, artifact_root=where.artifact_root)
 
 
 def _current_md5(workspace: Workspace, path: str) -> str | None:

@@ -688,11 +688,11 @@ def test_people_read_the_stages_first_then_what_cannot_be_told(
 
 
 def test_a_server_that_does_not_answer_is_an_error(here: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.audit import impact as module
+    from pipeline import server_access
     from pipeline.server_access import Endpoints
     from tests.mlflow_world import free_port
 
     gone = Endpoints(f"http://127.0.0.1:{free_port()}", None, None, "file:///nowhere")
-    monkeypatch.setattr(module, "endpoints", lambda root: gone)
+    monkeypatch.setattr(server_access, "endpoints", lambda root: gone)
     with pytest.raises(UnreachableError):
         ask(here, "dataset", "a" * 32)
