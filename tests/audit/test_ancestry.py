@@ -198,7 +198,7 @@ def test_damage_elsewhere_is_said_and_hides_nothing_else(here: World) -> None:
     assert "not the one it was registered with" in unknown["why"]
     here.stand("tenant", "1", "candidate")
     run_id = log.read(here.registry, "tenant").run_id
-    tamper(here.registry, "DELETE FROM params WHERE run_uuid = ?", run_id)
+    tamper(here.registry, "DELETE FROM params WHERE run_uuid = :run", run=run_id)
     found = ancestry(here.root, "words:2")["later"]
     assert found["versions"] == []
     assert "The ledger of tenant is not what was written" in found["problem"]
