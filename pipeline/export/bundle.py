@@ -146,6 +146,8 @@ def _new(folder: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def _refuse_taken(folder: Path) -> None:
+    if folder.parent.exists() and not folder.parent.is_dir():
+        raise ExportError(f"{folder}: {folder.parent} is a file; expected a folder")
     if folder.exists() or folder.is_symlink():
         raise ExportError(
             f"{folder}: is there already, and nothing is written over; choose another with --out"

@@ -263,7 +263,9 @@ def _look_up(registry: Registry, reading: Reading, which: str) -> VerifiedVersio
         number: str | None
         if alias in STAGES:
             number = reading.state.stages.get(alias)
-        elif alias.isdecimal():  # before the aliases: MLflow lets anybody give a version another's number as one
+        elif (
+            alias.isdecimal()
+        ):  # before the aliases: MLflow lets anybody give a version another's number as one
             number = alias if alias.isascii() and alias[0] != "0" else None
         else:
             number = reading.aliases.get(alias)

@@ -370,7 +370,7 @@ def test_a_file_that_cannot_be_read_as_rows_is_said_to_be(grown, tmp_path: Path,
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "is a folder"),
+        ("", "got an empty text"),
         ("   ", "only white space"),
         ("a\0b", "NUL"),
         ("a\udcffb", "surrogate"),

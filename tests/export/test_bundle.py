@@ -359,6 +359,12 @@ def test_what_came_while_it_was_filled_is_not_written_over_either(
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "theirs"]
 
 
+def test_a_folder_below_a_file_is_refused(made: World, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = made.run("export", NAME, "--out", str(tmp_path / "file/out"), expect=1)
+    assert f"{tmp_path / 'file'} is a file; expected a folder" in done.stderr
+
+
 def test_a_bad_key_is_refused_before_anything_is_written(made: World, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     bad = tmp_path / "bad.pem"
