@@ -41,6 +41,8 @@ _DISK = frozenset(
         errno.EACCES,
         errno.EPERM,
         errno.ENOTDIR,
+        errno.ENAMETOOLONG,
+        errno.ELOOP,
         errno.EISDIR,
         errno.EIO,
     }

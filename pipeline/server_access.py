@@ -19,7 +19,8 @@ from pipeline.environment import quiet_environment
 from pipeline.errors import UnreachableError
 from pipeline.ports import HOST
 from pipeline.server_state import ServersRecord, read_state
-from pipeline.tracking.connection import MLFLOW_URI
+from pipeline.tracking import connection
+from pipeline.tracking.connection import MLFLOW_URI, Registry
 
 _LOG_LINES = 15
 _OTHER_SERVERS = (
@@ -66,6 +67,16 @@ def endpoints(workspace: Path) -> Endpoints:
         return Endpoints(servers.mlflow.url, prefect, forks, root)
     mlflow = mlflow_uri(workspace)
     return Endpoints(mlflow, prefect, forks, None if is_server(mlflow) else root)
+
+
+def connect(workspace: Path) -> Registry:
+    """The MLflow of `workspace`, by its server or its database.
+
+    Raises:
+        RegistryError, UnreachableError: as `pipeline.tracking.connection.connect`.
+    """
+    where = endpoints(workspace)
+    return connection.connect(where.mlflow_uri, artifact_root=where.artifact_root)
 
 
 def mlflow_uri(workspace: Path) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline import server_access
 from pipeline.audit import warm_starts
 from pipeline.audit.warm_starts import Key, key_of
 from pipeline.errors import IntegrityError, RegistryError
@@ -16,7 +17,7 @@ from pipeline.ledger.log import Reading
 from pipeline.register import versions
 from pipeline.register.registry import Registry
 from pipeline.register.versions import RegisteredVersion
-from pipeline.show.overview import connect, lineage_of, told
+from pipeline.show.overview import lineage_of, told
 from pipeline.versioning.workspace import find_workspace
 
 
@@ -35,7 +36,7 @@ def ancestry(root: Path, reference: str) -> dict[str, Any]:
         IntegrityError: its record is not what it was registered with, or the ledger is not what was written.
     """
     record = lineage_of(root, reference)
-    connection = connect(find_workspace(root))
+    connection = server_access.connect(find_workspace(root).root)
     reading = log.read(connection, record["prefix"])
     return {
         "record": record,

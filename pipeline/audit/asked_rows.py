@@ -104,7 +104,8 @@ def read(asked: str) -> AskedRows:
     """
     path = Path(asked)
     try:
-        is_file, is_folder = path.is_file(), path.is_dir()
+        # An empty text would be the current folder.
+        is_file, is_folder = bool(asked) and path.is_file(), bool(asked) and path.is_dir()
     except OSError:  # too long for a file's name
         is_file = is_folder = False
     if is_folder:

@@ -85,11 +85,15 @@ class Verified:
 
 @dataclass(frozen=True)
 class Gone:
-    """A version that a run says was registered, and that the registry does not have."""
+    """A version that was registered, and that the registry does not have.
+
+    Attributes:
+        run_id: the run that says so; None where only the ledger does, by which it stands in a stage.
+    """
 
     name: str
     version: str
-    run_id: str
+    run_id: str | None
 
 
 @dataclass(frozen=True)

@@ -12,17 +12,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline import server_access
 from pipeline.audit import asked_rows, digests, warm_starts
 from pipeline.audit.asked_rows import AskedRows
 from pipeline.audit.warm_starts import Key, key_of
 from pipeline.data.row_index import ROW_INDEX, Columns, RowIndex
 from pipeline.errors import IntegrityError, RegistryError, WorkspaceError
 from pipeline.ledger.events import STAGES
-from pipeline.register import registry, versions
+from pipeline.register import versions
 from pipeline.register.origin import Origin
 from pipeline.register.registry import Registry
 from pipeline.register.versions import RegisteredVersion
-from pipeline.server_access import endpoints
 from pipeline.state import row_index_file
 from pipeline.versioning.stored import fetch_file
 from pipeline.versioning.workspace import Workspace, find_workspace
@@ -77,8 +77,7 @@ def impact(folder: Path, kind: Kind, asked: str) -> dict[str, Any]:
     )  # a wrong file is said before anything is searched
     if kind != "row":
         digests.check(kind, asked)
-    where = endpoints(workspace.root)
-    connection = registry.connect(where.mlflow_uri, artifact_root=where.artifact_root)
+    connection = server_access.connect(workspace.root)
     everything = versions.list_all(connection)
     by_hand = [version for version in everything if versions.LINEAGE_DIGEST not in version.tags]
     made = {key_of(version): version for version in everything if versions.LINEAGE_DIGEST in version.tags}

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pipeline import server_access
 from pipeline.audit.ancestry import events_of, later, standing
 from pipeline.audit.verification import verify
 from pipeline.errors import IntegrityError, RegistryError
@@ -18,7 +19,7 @@ from pipeline.ledger.projection import out_of_step
 from pipeline.register import versions
 from pipeline.register.registry import Registry
 from pipeline.register.versions import RegisteredVersion
-from pipeline.show.overview import connect, told
+from pipeline.show.overview import told
 from pipeline.versioning.workspace import find_workspace
 
 
@@ -32,7 +33,7 @@ def audit(root: Path, name: str, *, verified: bool = True) -> dict[str, Any]:
     Returns:
         {prefix, made: this moment, stages: as `ancestry.standing`, out_of_step: [sentence], events: as
         `ancestry.events_of`, held: [{stage, version, since, until | null}] in order, versions: [{version, stages,
-        duplicate_of, run_id, by_hand, problem: why there is no record or null, record: as `lineage_of` or null}],
+        duplicate_of, tainted, run_id, by_hand, problem: why there is no record or null, record: as `lineage_of` or null}],
         oldest first, later: as `ancestry.later` of all of them, verification: as `Verification.to_json`, or null}
 
     Raises:
@@ -44,7 +45,7 @@ def audit(root: Path, name: str, *, verified: bool = True) -> dict[str, Any]:
     workspace = find_workspace(root)
     if not re.fullmatch("[a-z][a-z0-9_-]*", name):
         raise RegistryError(f"{name!r} is no prefix's name; expected lower case letters, digits, _ and -")
-    connection = connect(workspace)
+    connection = server_access.connect(workspace.root)
     reading = log.read(connection, name)
     listed = versions.versions_of(connection, name, reading.state)
     if not listed:
@@ -76,6 +77,7 @@ def _version(connection: Registry, version: RegisteredVersion) -> dict[str, Any]
         "version": version.version,
         "stages": list(version.stages),
         "duplicate_of": version.duplicate_of,
+        "tainted": version.tainted,
         "run_id": version.run_id,
         "by_hand": by_hand,
         "problem": problem,

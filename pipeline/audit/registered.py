@@ -91,18 +91,23 @@ class RegisteredName:
             self._models = tuple(_models(registry, experiments))
 
     def gone(self) -> tuple[Gone, ...]:
-        """Versions that a run was closed with and that are no more: MLflow deletes them without a trace of its own.
+        """Versions that a run was closed with, or that stand in a stage, and that are no more: MLflow deletes them
+        without a trace of its own.
 
-        Not those whose run was deleted as well, which is how a version is made anew on purpose.
+        Not those in no stage, or archived, whose run was deleted as well, which is how a version is made anew on purpose.
         """
         there = {version.version for version in self.versions}
-        return tuple(
-            Gone(self.name, run.data.tags[VERSION], run.info.run_id)
+        by_run = {
+            run.data.tags.get(VERSION, ""): run.info.run_id
             for run in self._runs.values()
             if run.info.lifecycle_stage == "active"
             and run.data.tags.get(OUTCOME) == "registered"
             and DUPLICATE_OF not in run.data.tags
-            and run.data.tags.get(VERSION, "") not in there
+        }
+        held = (version for stage, version in self._state.stages.items() if stage != "archived")
+        recorded: dict[str, str | None] = {**dict.fromkeys(held), **by_run}
+        return tuple(
+            Gone(self.name, version, run_id) for version, run_id in recorded.items() if version not in there
         )
 
     def check(self, version: RegisteredVersion, hashes: Hashes) -> Findings:
@@ -388,6 +393,8 @@ class RegisteredName:
             found.add(
                 Link.LINEAGE, Kind.OUT_OF_STEP, "the verdict", "passed", record.verdict.get("passed", "none")
             )
+        if (made := record.made_run_key()) != record.run_key:
+            found.add(Link.LINEAGE, Kind.OUT_OF_STEP, "run_key", made, record.run_key)
         start = f"{versions.ADAPTER_PATH}/"
         adapter = {name.removeprefix(start): path for name, path in files.items() if name.startswith(start)}
         odd = {name.removeprefix(start): what for name, what in others.items() if name.startswith(start)}

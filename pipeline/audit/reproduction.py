@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline import digest, recording, stage_output, warm_start
+from pipeline import digest, recording, server_access, stage_output, warm_start
 from pipeline.audit.remade import DEFAULT_TOLERANCE, Difference, Figure, figures, unequal
 from pipeline.base import base_model
 from pipeline.errors import IntegrityError, RegistryError, UnreachableError
@@ -25,7 +25,6 @@ from pipeline.pins import WarmStart
 from pipeline.register import lineage, registry, versions
 from pipeline.register.lineage import LineageRecord
 from pipeline.register.registry import Registry
-from pipeline.server_access import endpoints
 from pipeline.state import adapters_folder
 from pipeline.versioning.rerun import Rerun, copied
 from pipeline.versioning.workspace import Workspace, find_workspace, read_json_at
@@ -118,8 +117,7 @@ def reproduce(
     if not re.fullmatch(VERSION, reference):
         raise RegistryError(f"{reference!r} is no version's name; expected NAME:NUMBER or NAME@STAGE")
     workspace = find_workspace(root)
-    where = endpoints(workspace.root)
-    connection = registry.connect(where.mlflow_uri, artifact_root=where.artifact_root)
+    connection = server_access.connect(workspace.root)
     found = versions.lookup(connection, *re.split("[:@]", reference))
     record = found.record
     base = BaseModelParams(source=record.base_model["source"], digest=record.base_model["digest"])
@@ -217,8 +215,9 @@ def _check_pins(pins: Any, record: LineageRecord) -> None:
             "data.manifest": (pins["data"]["manifest"], record.dataset["manifest"]),
             "base_model.digest": (pins["base_model"]["digest"], record.base_model["digest"]),
             "warm_start": (pins.get("warm_start"), record.warm_start),
+            "params": (lineage.pinned_params(record.params, pins["params"]), record.params),
         }
-    except (TypeError, LookupError) as error:
+    except (TypeError, LookupError, AttributeError) as error:
         raise IntegrityError([f"{error!r}"], heading=_other_pins(record)) from None
     problems = [f"{key}: got {got!r}, expected {was!r}" for key, (got, was) in pairs.items() if got != was]
     if problems:

@@ -17,7 +17,7 @@ from pipeline.data.card import ROW_IDS, rows_root
 from pipeline.digest import canonical_json, digest
 from pipeline.errors import BaseModelError, IntegrityError, WorkspaceError
 from pipeline.params import BaseModelParams, HubSource
-from pipeline.register.lineage import LineageRecord, split_digests
+from pipeline.register.lineage import LineageRecord, pinned_params, split_digests
 from pipeline.versioning import git
 from pipeline.versioning.experiment import anchor
 from pipeline.versioning.git_objects import GitObjects
@@ -208,6 +208,7 @@ class Sources:
             ("base_model.digest", record.base_model["digest"], base.get("digest")),
             ("code", code, pins.get("code")),
             ("warm_start", record.warm_start, pins.get("warm_start")),
+            ("params", record.params, pinned_params(record.params, pins.get("params") or {})),
         ):
             self._same(Link.EXPERIMENT, where + key, expected, actual, faults)
 

@@ -20,9 +20,9 @@ from pipeline.audit.registered import RegisteredName
 from pipeline.audit.sources import Sources
 from pipeline.data.row_progress import Progress
 from pipeline.errors import RegistryError
+from pipeline.ledger import log
 from pipeline.ledger.rules import rules_of
 from pipeline.params import Params
-from pipeline.register import registry
 from pipeline.register.lineage import LineageRecord
 from pipeline.register.registry import Registry
 from pipeline.register.versions import ADAPTER_DIGEST, RegisteredVersion
@@ -51,8 +51,7 @@ def verify(root: Path, reference: str | None = None) -> Verification:
     """
     started = time.monotonic()
     workspace = find_workspace(root)
-    where = server_access.endpoints(workspace.root)
-    connection = registry.connect(where.mlflow_uri, artifact_root=where.artifact_root)
+    connection = server_access.connect(workspace.root)
     names = _Names(connection, workspace.params())
     chosen, gone = _choose(names, reference)
     with (
@@ -85,9 +84,10 @@ class _Names:
 
     @cached_property
     def all(self) -> list[str]:
-        """Every registered name, sorted."""
+        """Every registered name, sorted, and those that MLflow has deleted and that have a ledger."""
         with self._connection.errors("listing the registered names"):
-            return sorted(model.name for model in pages(self._connection.client.search_registered_models))
+            there = {model.name for model in pages(self._connection.client.search_registered_models)}
+        return sorted(there | log.names(self._connection))
 
 
 def _choose(names: _Names, reference: str | None) -> tuple[list[RegisteredVersion], tuple[Gone, ...]]:

@@ -23,7 +23,7 @@ from pipeline.ledger.events import Event, Registered
 from pipeline.ledger.fold import fold
 from pipeline.ledger.log import Reading
 from pipeline.prefix.adapter import CONFIG, adapter_facts
-from pipeline.register import registry, versions
+from pipeline.register import versions
 from pipeline.register.reference import parse
 from pipeline.register.versions import (
     ADAPTER_PATH,
@@ -72,8 +72,7 @@ def export_bundle(root: Path, reference: str, out: Path | None, key: SigningKey 
     with _model_of(root, reference) as (verified, reading, model):
         version = verified.version
         registered = _registration(verified, reading)
-        folder = _free(out or Path(f"{version.name}-{version.version}"))
-        with new_folder(folder) as fresh:
+        with _new(out or Path(f"{version.name}-{version.version}")) as (folder, fresh):
             _fill(fresh, model, verified, reading.events, registered, key)
             found = verify_offline(fresh, None if key is None else key.public).verification
             if not found.sound:
@@ -93,14 +92,13 @@ def export_adapter(root: Path, reference: str, out: Path | None) -> Exported:
     """
     with _model_of(root, reference) as (verified, reading, model):
         version = verified.version
-        folder = _free(out or Path(f"{version.name}-{version.version}-peft"))
         kind = json.loads((model / ADAPTER_PATH / CONFIG).read_bytes())["peft_type"]
         if kind != "PREFIX_TUNING":
             raise ExportError(
                 f"{version.name} version {version.version}: PEFT has no prefix for such a base model; "
                 "--format bundle gives it out for prefixline"
             )
-        with new_folder(folder) as fresh:
+        with _new(out or Path(f"{version.name}-{version.version}-peft")) as (folder, fresh):
             shutil.copytree(model / ADAPTER_PATH, fresh, dirs_exist_ok=True)
         return _exported(verified, reading, folder, None)
 
@@ -109,8 +107,7 @@ def export_adapter(root: Path, reference: str, out: Path | None) -> Exported:
 def _model_of(root: Path, reference: str) -> Iterator[tuple[VerifiedVersion, Reading, Path]]:
     """The version, its ledger, and a copy of its model folder in which every file is the registered one."""
     workspace = find_workspace(root)
-    where = server_access.endpoints(workspace.root)
-    connection = registry.connect(where.mlflow_uri, artifact_root=where.artifact_root)
+    connection = server_access.connect(workspace.root)
     verified = versions.lookup(connection, *parse(connection, reference))
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / "model"
@@ -119,12 +116,22 @@ def _model_of(root: Path, reference: str) -> Iterator[tuple[VerifiedVersion, Rea
         yield verified, log.read(connection, verified.version.name), model
 
 
-def _free(folder: Path) -> Path:
+@contextmanager
+def _new(folder: Path) -> Iterator[tuple[Path, Path]]:
+    """(`folder`, an empty folder to fill that is then put there), where nothing is there before and nothing after."""
+    _refuse_taken(folder)
+    with new_folder(folder) as fresh:
+        yield folder, fresh
+        _refuse_taken(folder)  # again, since filling it takes seconds
+
+
+def _refuse_taken(folder: Path) -> None:
+    if folder.parent.exists() and not folder.parent.is_dir():
+        raise ExportError(f"{folder}: {folder.parent} is a file; expected a folder")
     if folder.exists() or folder.is_symlink():
         raise ExportError(
             f"{folder}: is there already, and nothing is written over; choose another with --out"
         )
-    return folder
 
 
 def _registration(verified: VerifiedVersion, reading: Reading) -> Registered:

@@ -75,6 +75,7 @@ def verify_offline(folder: Path, public_key: str | None = None) -> Offline:
             by_hand=False,
             faults=tuple(sorted(set(bundle.faults), key=lambda fault: (order.index(fault.link), fault))),
             unchecked=() if bundle.record is not None else _FROM_RECORD,
+            tainted=bundle.tainted,
         )
         seconds = round(time.monotonic() - started, 3)
         return Offline(Verification((verified,), (), hashes.files, hashes.bytes, seconds), signed_by)
@@ -106,6 +107,11 @@ class _Bundle:
         """Where the version stood, by the ledger."""
         return None if self._state is None else self._state.stage_of(self.version)
 
+    @property
+    def tainted(self) -> bool:
+        """Whether it saw a row that was to be erased, by the ledger."""
+        return self._state is not None and self.version in self._state.tainted
+
     def check(self, public_key: str | None) -> tuple[str, ...]:
         """Everything, in the order in which it is followed; who signed."""
         self._check_sums()
@@ -125,6 +131,7 @@ class _Bundle:
 
     def _check_record(self, record: LineageRecord) -> None:
         """The adapter's and the model's files, and that there are no others, whatever SHA256SUMS says."""
+        self._same(Link.LINEAGE, f"{layout.LINEAGE}: run_key", record.made_run_key(), record.run_key)
         adapter = {name: path for name, path in self._files.items() if name in record.files}
         self.faults += compare(self._hashes, Link.ADAPTER, adapter, record.files)
         start = f"{layout.MODEL}/"
@@ -178,7 +185,7 @@ class _Bundle:
         try:
             events = run_events(record, self.version, registered)
             made = statement(record, others, version=self.version, registered=registered)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             expected = "what events and provenance are made of"
             self.faults.append(Fault(Link.LINEAGE, Kind.TAMPERED, layout.LINEAGE, expected, repr(error)))
             return
@@ -241,7 +248,8 @@ class _Bundle:
             return None
 
     def _same(self, link: Link, where: str, expected: Any, actual: Any) -> None:
-        if expected != actual:
+        # By their JSON, in which 1, 1.0 and true are not the same.
+        if canonical_json(expected) != canonical_json(actual):
             self.faults.append(Fault(link, Kind.OUT_OF_STEP, where, shown(expected), shown(actual)))
 
     def _agree(self, link: Link, where: str, expected: Any, actual: Any) -> None:

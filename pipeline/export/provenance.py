@@ -8,11 +8,12 @@ What each field is made from is written down in docs/bundle-v1.md, which `BUILD_
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from google.protobuf.json_format import ParseDict
+from google.protobuf.json_format import ParseDict, ParseError
 from in_toto_attestation.predicates.provenance.v1.provenance_pb2 import Provenance
 from in_toto_attestation.v1.resource_descriptor import ResourceDescriptor
 from in_toto_attestation.v1.statement import STATEMENT_TYPE_URI, Statement
@@ -53,6 +54,9 @@ def statement(
         others: {file: SHA-256} of the bundle's files beside the adapter's, which are the statement's subjects.
         version: the number it was registered under.
         registered: when, ISO 8601.
+
+    Raises:
+        KeyError, TypeError, ValueError: the record has not what a statement says.
     """
     predicate = {
         "buildDefinition": {
@@ -81,7 +85,10 @@ def statement(
         },
     }
     subjects = [_file(name, sha) for name, sha in sorted(record.files.items())]
-    ParseDict(predicate, Provenance())
+    try:
+        ParseDict(predicate, Provenance())
+    except ParseError as error:
+        raise ValueError(str(error)) from error
     Statement(
         [ResourceDescriptor(each["name"], digest=each["digest"]).pb for each in subjects],
         PREDICATE_TYPE,
@@ -112,9 +119,10 @@ def opened(content: bytes) -> Attestation:
     """
     try:
         envelope = Envelope.from_dict(json.loads(content))
-    except (ValueError, KeyError, TypeError, AttributeError, Error) as error:
+        canonical = canonical_json(envelope.to_dict())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, Error) as error:
         raise IntegrityError([f"not a DSSE envelope: {error!r}"]) from error
-    if canonical_json(envelope.to_dict()) != content:  # base64 alone has several ways to write the same bytes
+    if canonical != content:  # base64 alone has several ways to write the same bytes
         raise IntegrityError(["not the canonical JSON of a DSSE envelope"])
     if envelope.payload_type != PAYLOAD_TYPE or not envelope.signatures:
         raise IntegrityError(
@@ -123,7 +131,16 @@ def opened(content: bytes) -> Attestation:
                 f"expected {PAYLOAD_TYPE!r} and one or more"
             ]
         )
+    if odd := [keyid for keyid in envelope.signatures if not _is_public_key(keyid)]:
+        # One key has one name: with spaces or capitals, the same signature would count for others.
+        raise IntegrityError(
+            [f"keyid: got {keyid!r}, expected a public key as 64 hex characters" for keyid in odd]
+        )
     return Attestation(envelope.payload, {public: _is_by(envelope, public) for public in envelope.signatures})
+
+
+def _is_public_key(keyid: object) -> bool:
+    return isinstance(keyid, str) and re.fullmatch("[0-9a-f]{64}", keyid) is not None
 
 
 def _is_by(envelope: Envelope, public: str) -> bool:

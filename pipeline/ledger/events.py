@@ -41,7 +41,11 @@ REASON_LIMIT, ACTOR_LIMIT = 100_000, 500
 SIGNED_AS = "prefixline event v1"
 """The context of an event's signature."""
 
-_DIGEST, _ID, _VERSION = re.compile("[0-9a-f]{64}"), re.compile("[0-9a-f]{32}"), re.compile("[1-9][0-9]*")
+_DIGEST, _ID, _VERSION = (
+    re.compile("[0-9a-f]{64}"),
+    re.compile("[0-9a-f]{32}"),
+    re.compile("[1-9][0-9]{0,17}"),
+)
 _SIGNATURE = re.compile("[0-9a-f]{128}")
 
 E = TypeVar("E", bound="Event")
@@ -158,9 +162,7 @@ class Event:
             yield f"stage: got {self.stage!r}, expected {' or '.join(map(str, self.stages))}"
         if (self.previous == NOTHING) is not (self.epoch == 1):
             yield f"previous: got {self.previous!r}, expected {NOTHING} for epoch 1, and for no other"
-        if not isinstance(self.prefix, str) or not self.prefix:
-            yield f"prefix: got {self.prefix!r}, expected a prefix's name"
-        for name, limit in (("actor", ACTOR_LIMIT), ("reason", REASON_LIMIT)):
+        for name, limit in (("prefix", ACTOR_LIMIT), ("actor", ACTOR_LIMIT), ("reason", REASON_LIMIT)):
             if (problem := text_problem(getattr(self, name), limit)) is not None:
                 yield f"{name}: {problem}"
         if not _is_time(self.time):

@@ -27,7 +27,7 @@ from pipeline.ledger import chain
 from pipeline.ledger.chain import Anchor
 from pipeline.ledger.events import Event, from_json
 from pipeline.ledger.fold import State, fold
-from pipeline.tracking.connection import Registry
+from pipeline.tracking.connection import Registry, pages
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment, Run
@@ -97,6 +97,23 @@ def read(registry: Registry, name: str) -> Reading:
             return Reading(name, None, (), aliases, anchor)
         params = dict(_run(registry, name, run_id).data.params)
     return Reading(name, run_id, chain.check(name, _contents(name, params), anchor), aliases, anchor)
+
+
+def names(registry: Registry) -> frozenset[str]:
+    """Every prefix of which a ledger was begun, also where its registered model or the ledger is deleted since.
+
+    Raises:
+        RegistryError, UnreachableError: MLflow refused, or does not answer.
+    """
+    from mlflow.entities import ViewType
+
+    with registry.errors("listing the ledgers"):
+        pointers = pages(
+            registry.client.search_experiments,
+            view_type=ViewType.ALL,
+            filter_string=f"name LIKE '{POINTER}%'",
+        )
+        return frozenset(pointer.name.removeprefix(POINTER) for pointer in pointers)
 
 
 def claim(registry: Registry, event: Event) -> Event:

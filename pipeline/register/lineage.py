@@ -118,6 +118,18 @@ class LineageRecord:
         """SHA-256 of the verdict as canonical JSON, 64 hex characters: what the ledger names it by."""
         return digest(dict(self.verdict))
 
+    def made_run_key(self) -> str:
+        """The run key that follows from all that the record names; `run_key` is the one that it says."""
+        start = self.warm_start
+        return run_key(
+            dataset_md5=self.dataset["md5"],
+            manifest=self.dataset["manifest"],
+            base_digest=self.base_model["digest"],
+            params=self.params,
+            code_digest=self.code["digest"],
+            warm_start=None if start is None else start["adapter_digest"],
+        )
+
     @classmethod
     def from_json(cls, content: bytes) -> LineageRecord:
         """The record whose `to_json` is `content`.
@@ -127,7 +139,7 @@ class LineageRecord:
         """
         try:
             raw = json.loads(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise IntegrityError([f"lineage record: is not JSON ({error})"]) from None
         if not isinstance(raw, dict) or raw.get("format_version") != FORMAT_VERSION:
             got = raw.get("format_version") if isinstance(raw, dict) else type(raw).__name__
@@ -139,8 +151,12 @@ class LineageRecord:
         problems += [f"lineage record: {key!r} is unknown" for key in sorted(raw.keys() - known)]
         if problems:
             raise IntegrityError(problems)
-        record = cls(**raw)
-        if record.to_json() != content:
+        try:
+            record = cls(**raw)
+            canonical = record.to_json()
+        except (ValueError, RecursionError) as error:  # NaN, or what is no Unicode text
+            raise IntegrityError([f"lineage record: has no canonical JSON ({error})"]) from None
+        if canonical != content:
             raise IntegrityError(["lineage record: the JSON is not canonical; someone rewrote it"])
         return record
 
@@ -152,6 +168,26 @@ class LineageRecord:
                 problems.append(f"{name}: got {type(value).__name__}; expected a mapping")
             else:
                 problems += [f"{name}.{key}: missing" for key in sorted(needed - value.keys())]
+        if problems:
+            return problems
+        for where, manifest in (
+            ("files", self.files),
+            ("base_model.files", self.base_model["files"]),
+            ("dataset.manifest", self.dataset["manifest"]),
+        ):
+            if not isinstance(manifest, Mapping) or not all(
+                isinstance(sha, str) for sha in manifest.values()
+            ):
+                problems.append(f"{where}: expected {{file: SHA-256}}")
+        start = self.warm_start
+        if start is not None and not (
+            isinstance(start, Mapping)
+            and "adapter_digest" in start
+            and ("adapter" in start or {"prefix", "version"} <= start.keys())
+        ):
+            problems.append(
+                "warm_start: expected null, or an adapter_digest with prefix and version, or with adapter"
+            )
         if problems:
             return problems
         if self.code["dirty"] is not False:
@@ -179,6 +215,25 @@ def identity_params(entry: PrefixEntry) -> dict[str, Any]:
             "prefix": {"version", "adapter"},
         },
     )
+
+
+def pinned_params(params: Mapping[str, Any], pins: Mapping[str, Any]) -> dict[str, Any]:
+    """A record's `params` with every value that its experiment was started with in its place.
+
+    Equal to `params` exactly where the two agree; the gate is not pinned, and judges by the record's own.
+
+    Args:
+        pins: the `params` of pins/NAME.json, which have more than decides a result.
+    """
+    found = {}
+    for section, recorded in params.items():
+        if section == "gate":
+            found[section] = recorded
+        elif isinstance(recorded, Mapping) and isinstance(given := pins.get(section), Mapping):
+            found[section] = {key: given.get(key) for key in recorded}
+        else:
+            found[section] = pins.get(section)
+    return found
 
 
 def run_key(

@@ -198,17 +198,19 @@ def versions_of(registry: Registry, name: str, state: State) -> tuple[Registered
 def list_all(registry: Registry) -> tuple[RegisteredVersion, ...]:
     """The versions of every registered model of which prefixline made at least one, by name, oldest first.
 
-    Versions registered by hand, which have no tag `LINEAGE_DIGEST`, and duplicates are among them.
+    Versions registered by hand, which have no tag `LINEAGE_DIGEST`, and duplicates are among them. Of whom a model is,
+    its ledger says as well as the tags, which anybody may take away.
     """
     client = registry.client
     with registry.errors("listing all versions"):
         found: dict[str, list[ModelVersion]] = {}
         for version in pages(client.search_model_versions, ""):
             found.setdefault(version.name, []).append(version)
+    with_ledger = log.names(registry)
     ours = {
         name: versions
         for name, versions in sorted(found.items())
-        if any(LINEAGE_DIGEST in version.tags for version in versions)
+        if name in with_ledger or any(LINEAGE_DIGEST in version.tags for version in versions)
     }
     states = {name: log.read(registry, name).state for name in ours}
     return tuple(
@@ -259,9 +261,17 @@ def _look_up(registry: Registry, reading: Reading, which: str) -> VerifiedVersio
     client, name = registry.client, reading.name
     alias = which.removeprefix("@")
     with registry.errors(f"looking up {name}@{alias}"):
-        number = reading.state.stages.get(alias) if alias in STAGES else reading.aliases.get(alias, alias)
+        number: str | None
+        if alias in STAGES:
+            number = reading.state.stages.get(alias)
+        elif (
+            alias.isdecimal()
+        ):  # before the aliases: MLflow lets anybody give a version another's number as one
+            number = alias if alias.isascii() and alias[0] != "0" else None
+        else:
+            number = reading.aliases.get(alias)
         try:
-            found = client.get_model_version(name, number) if number and number.isdecimal() else None
+            found = None if number is None else client.get_model_version(name, number)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise

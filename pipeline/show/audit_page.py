@@ -162,6 +162,7 @@ def _versions(found: Mapping[str, Any], metrics: Sequence[str]) -> list[dict[str
                 "version": version["version"],
                 "stage": ", ".join(version["stages"]),
                 "duplicate_of": version["duplicate_of"],
+                "tainted": version["tainted"],
                 "by_hand": version["by_hand"],
                 "problem": version["problem"],
                 "created": "–" if record is None else spoken_time(record["created"]),

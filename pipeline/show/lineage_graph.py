@@ -12,6 +12,7 @@ from pipeline.show.graph_layout import Edge
 from pipeline.show.report_analysis import metric_title
 
 _DVC_HASH = "DVC hash (MD5)"
+_TAINTED = "Tainted: it saw a row that was to be erased"
 
 
 def version_graph(found: Mapping[str, Any]) -> Graph:
@@ -29,6 +30,7 @@ def version_graph(found: Mapping[str, Any]) -> Graph:
         ", ".join(record["stages"]) or "no stage",
         _version_facts(record),
         "focus",
+        _TAINTED if record["tainted"] else "",
     )
     sources, results = _sources(record), _results(record)
     nodes = {node.key: node for node in (*sources, *results, version)}
@@ -78,7 +80,7 @@ def prefix_graph(found: Mapping[str, Any]) -> Graph:
     faults = faults_by_version(found["verification"])
     for version in reversed(found["versions"]):
         key, record = _name(prefix, version["version"]), version["record"]
-        wrong = version["problem"] or faults.get(version["version"], 0)
+        wrong = version["problem"] or version["tainted"] or faults.get(version["version"], 0)
         note = ", ".join(version["stages"]) or "no stage"
         if version["duplicate_of"]:
             note = f"duplicate of {version['duplicate_of']}"
@@ -89,7 +91,7 @@ def prefix_graph(found: Mapping[str, Any]) -> Graph:
             note,
             {"Run": version["run_id"]} if record is None else _version_facts(record) | _made_from(record),
             "fail" if wrong else "focus" if version["stages"] else "",
-            version["problem"] or "",
+            version["problem"] or (_TAINTED if version["tainted"] else ""),
         )
         if record is None:
             continue
@@ -215,6 +217,8 @@ def _earlier(link: Mapping[str, Any]) -> Node:
         title,
         ", ".join(record["stages"]) or "no stage",
         _version_facts(record) | _made_from(record),
+        "fail" if record["tainted"] else "",
+        _TAINTED if record["tainted"] else "",
     )  # fmt: skip
 
 

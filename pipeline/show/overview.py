@@ -17,7 +17,6 @@ from pipeline.pins import previous_dataset
 from pipeline.register import registry, versions
 from pipeline.register.lineage import LineageRecord
 from pipeline.register.reference import parse
-from pipeline.register.registry import Registry
 from pipeline.register.versions import RegisteredVersion
 from pipeline.show.pages import REPORTS
 from pipeline.state import row_ids_folder
@@ -35,7 +34,7 @@ def overview(root: Path) -> dict[str, Any]:
     """
     workspace = find_workspace(root)
     params = workspace.params()
-    connection = connect(workspace)
+    connection = server_access.connect(workspace.root)
     running = server_access.endpoints(workspace.root)
     prefixes = []
     for name, entry in params.prefixes.items():
@@ -86,20 +85,22 @@ def lineage_of(root: Path, reference: str) -> dict[str, Any]:
         IntegrityError: the record is not what the version was registered with.
     """
     workspace = find_workspace(root)
-    connection = connect(workspace)
+    connection = server_access.connect(workspace.root)
     name, which = parse(connection, reference)
     found = versions.lookup(connection, name, which)
     return told(found.version, found.record)
 
 
 def told(version: RegisteredVersion, record: LineageRecord) -> dict[str, Any]:
-    """A version's lineage record as it is shown: with its number and stages, and the rows of each split apart."""
+    """A version's lineage record as it is shown: with its number, its stages and whether it is tainted, and the rows of
+    each split apart."""
     stages = list(version.stages)
     raw = json.loads(record.to_json())
     return {
         "version": version.version,
         "stage": stages[-1] if stages else None,
         "stages": stages,
+        "tainted": version.tainted,
         "lineage_digest": record.digest,
         **raw,
         "dataset": {**raw["dataset"], "rows": raw["dataset"]["rows"]["total"],
@@ -122,7 +123,7 @@ def history_of(root: Path, name: str, *, at: datetime | None = None) -> dict[str
     workspace = find_workspace(root)
     params = workspace.params()
     params.prefix(name)
-    told = history(log.read(connect(workspace), name), at)
+    told = history(log.read(server_access.connect(workspace.root), name), at)
     names = {key: who for who, key in params.keys.items()}
     return {**told, "events": [{**row, "signed_by": names.get(row["key"])} for row in told["events"]]}
 
@@ -164,12 +165,6 @@ def data_card(root: Path, name: str) -> tuple[dict[str, Any], Path]:
         page=page,
     )
     return card, page
-
-
-def connect(workspace: Workspace) -> Registry:
-    """The workspace's MLflow, by its server or its database."""
-    where = server_access.endpoints(workspace.root)
-    return registry.connect(where.mlflow_uri, artifact_root=where.artifact_root)
 
 
 def _current_md5(workspace: Workspace, path: str) -> str | None:

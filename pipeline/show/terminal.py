@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
@@ -30,23 +29,23 @@ _STYLE = {"passed": "green", "FAILED": "bold red"}
 def show_outcome(outcome: Outcome) -> None:
     """The headline, the verdict, and where the page is."""
     out = console()
-    out.print(f"[bold]{escape(outcome.headline)}[/bold]")
+    out.print(f"[bold]{plain(outcome.headline)}[/bold]")
     out.print(f"dataset  {outcome.dataset['rows']:,} rows, md5 {outcome.dataset['md5']}")
     out.print(f"run key  {outcome.run_key}")
     grid = Table(title="Verdict", title_justify="left", title_style="bold")
     for column in TABLE_HEADER:
         grid.add_column(column, justify="right" if column in ("figure", "asked for", "rows") else "left")
     for cells in table(Verdict.from_json(outcome.verdict)):
-        grid.add_row(*(escape(cell) for cell in cells[:-1]), f"[{_STYLE[cells[-1]]}]{cells[-1]}[/]")
+        grid.add_row(*(plain(cell) for cell in cells[:-1]), f"[{_STYLE[cells[-1]]}]{cells[-1]}[/]")
     out.print(grid)
     if outcome.report:
-        out.print(f"page     {outcome.report}", soft_wrap=True)
+        out.print(f"page     {plain(outcome.report)}", soft_wrap=True)
 
 
 def show_overview(state: Mapping[str, Any]) -> None:
     """One table of prefixes, and where the servers are."""
     out = console()
-    grid = Table(title=f"Workspace {state['workspace']}", title_justify="left", title_style="bold")
+    grid = Table(title=f"Workspace {plain(state['workspace'])}", title_justify="left", title_style="bold")
     for column in (
         "prefix",
         "task",
@@ -64,7 +63,7 @@ def show_overview(state: Mapping[str, Any]) -> None:
             f"{stage}: {v['version']}{_tainted(v)}" for v in prefix["versions"] for stage in v["stages"]
         ]
         last, md5 = prefix["last"], prefix["dataset"]["md5"]
-        grid.add_row(
+        cells = (
             prefix["name"],
             prefix["task"],
             prefix["base_model"],
@@ -74,6 +73,7 @@ def show_overview(state: Mapping[str, Any]) -> None:
             f"{last['outcome']}\n{last['ended']}" if last else "never",
             prefix["schedule"] or "none",
         )
+        grid.add_row(*map(plain, cells))
     out.print(grid)
     for prefix in state["prefixes"]:
         show_out_of_step(out, prefix["name"], prefix["out_of_step"])
@@ -87,7 +87,7 @@ def show_overview(state: Mapping[str, Any]) -> None:
 def show_moved(event: Event, state: State) -> None:
     """What has happened, and what stands where now."""
     out = console()
-    out.print(f"[bold]{escape(event.prefix)}: {event.sentence}[/bold] (epoch {event.epoch})")
+    out.print(f"[bold]{plain(event.prefix)}: {event.sentence}[/bold] (epoch {event.epoch})")
     out.print(f"actor    {plain(event.actor)}")
     out.print(f"stages   {_stages(state.stages)}")
 
@@ -96,7 +96,7 @@ def show_waiting(waiting: Waiting) -> None:
     """What was asked for, and what it lacks."""
     out = console()
     asked, rules = waiting.request.asked, waiting.rules
-    out.print(f"[bold]{escape(asked.prefix)}: {asked.sentence}[/bold] (epoch {asked.epoch})")
+    out.print(f"[bold]{plain(asked.prefix)}: {asked.sentence}[/bold] (epoch {asked.epoch})")
     out.print(f"request  {asked.id}", soft_wrap=True)
     out.print(f"actor    {plain(asked.actor)}", soft_wrap=True)
     for approval in waiting.approvals:
@@ -111,7 +111,7 @@ def show_waiting(waiting: Waiting) -> None:
 def show_answer(event: Event) -> None:
     """What an approver has said."""
     out = console()
-    out.print(f"[bold]{escape(event.prefix)}: {event.sentence}[/bold] (epoch {event.epoch})")
+    out.print(f"[bold]{plain(event.prefix)}: {event.sentence}[/bold] (epoch {event.epoch})")
     out.print(f"actor    {plain(event.actor)}", soft_wrap=True)
     out.print(f"request  {event.request}", soft_wrap=True)
 
@@ -196,7 +196,7 @@ def show_verification(result: Mapping[str, Any]) -> None:
         )
     out.print(grid)
     for version in (version for version in versions if version["faults"]):
-        tree = Tree(f"[bold]{plain(version['name'])} version {version['version']}[/bold]")
+        tree = Tree(f"[bold]{plain(version['name'])} version {plain(version['version'])}[/bold]")
         for fault in version["faults"]:
             style = "yellow" if fault["kind"] == "unreachable" else "red"
             branch = tree.add(f"[{style}]{fault['kind']}[/] {fault['link']}: {plain(fault['where'])}")
@@ -206,9 +206,13 @@ def show_verification(result: Mapping[str, Any]) -> None:
             tree.add(f"not looked at, for want of a record to go by: {', '.join(version['unchecked'])}")
         out.print(tree, soft_wrap=True)
     for lost in gone:
+        by = (
+            "the ledger has it in a stage"
+            if lost["run_id"] is None
+            else f"run {lost['run_id']} registered it"
+        )
         out.print(
-            f"[red]missing[/] {plain(lost['name'])} version {lost['version']}: run {lost['run_id']} registered it, and "
-            "the registry does not have it",
+            f"[red]missing[/] {plain(lost['name'])} version {plain(lost['version'])}: {by}, and the registry does not have it",
             soft_wrap=True,
         )
     kinds = {fault["kind"] for version in versions for fault in version["faults"]}
@@ -256,7 +260,7 @@ def show_card(card: Mapping[str, Any], page: Path) -> None:
     shown = list(classes.items())[:CLASSES_SHOWN]
     for name, counts in [*shown, ("all", card["rows"])]:
         figures = [counts[split] for split in SPLITS]
-        rows.add_row(escape(name), *(f"{figure:,}" for figure in (*figures, sum(figures))))
+        rows.add_row(plain(name), *(f"{figure:,}" for figure in (*figures, sum(figures))))
     out.print(rows)
     if len(classes) > len(shown):
         out.print(f"{len(classes) - len(shown)} more classes are on the page.")
@@ -290,7 +294,7 @@ def show_card(card: Mapping[str, Any], page: Path) -> None:
             f"since the version before: {changes['added']:,} rows added, {changes['removed']:,} removed, "
             f"{changes['kept']:,} kept"
         )
-    out.print(f"page     {page}", soft_wrap=True)
+    out.print(f"page     {plain(str(page))}", soft_wrap=True)
 
 
 def show_impact(found: Mapping[str, Any]) -> None:
@@ -341,11 +345,11 @@ def _reasons(versions: Iterable[Mapping[str, Any]]) -> Table:
 def show_comparison(result: Mapping[str, Any]) -> None:
     """One line for each method, and what was equal and what was not."""
     out = console()
-    table = Table(title=compare_page.summary(result), title_justify="left", title_style="bold")
+    table = Table(title=plain(compare_page.summary(result)), title_justify="left", title_style="bold")
     for number, column in enumerate(compare_page.columns(result)):
         table.add_column(column, justify="right" if number else "left")
     for row in compare_page.rows(result):
-        table.add_row(*("\n".join(cell) for cell in row))
+        table.add_row(*(plain("\n".join(cell)) for cell in row))
     out.print(table)
     for heading, sentences in (
         ("Held equal", result["equal"]),
@@ -353,5 +357,5 @@ def show_comparison(result: Mapping[str, Any]) -> None:
     ):
         out.print(f"[bold]{heading}[/bold]")
         for sentence in sentences:
-            out.print(f"  - {escape(sentence)}")
-    out.print(f"page     {result['page']}", soft_wrap=True)
+            out.print(f"  - {plain(sentence)}")
+    out.print(f"page     {plain(result['page'])}", soft_wrap=True)

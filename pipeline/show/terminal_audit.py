@@ -154,6 +154,8 @@ def _versions(found: Mapping[str, Any], shown: Sequence[Mapping[str, Any]]) -> T
         stage = ", ".join(version["stages"]) or "none"
         if version["duplicate_of"]:
             stage += f"\nduplicate of {plain(version['duplicate_of'])}"
+        if version["tainted"]:
+            stage += "\ntainted"
         count = faults.get(version["version"])
         verified = (
             "no"

@@ -11,22 +11,20 @@ from tests.audit import verify_world
 from tests.audit.verify_world import World
 from tests.line import Line, make_line
 
-KEYS = {"alpha:1": "1" * 64, "alpha:2": "2" * 64, "beta:1": "3" * 64}
-
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[World, Path]:
     """Two versions of alpha, whose data grew, and one of beta, which went on from alpha's first; and a copy of all."""
     world = verify_world.make(tmp_path_factory.mktemp("audit") / "workspace")
-    first = world.retrain("alpha", KEYS["alpha:1"])
+    first = world.retrain("alpha")
     world.add_rows(5)
-    world.retrain("alpha", KEYS["alpha:2"])
+    world.retrain("alpha")
     start = {
         "adapter_digest": first.tags["prefixline.adapter_digest"],
         "prefix": "alpha",
         "version": first.version,
     }
-    world.retrain("beta", KEYS["beta:1"], warm_start=start)
+    world.retrain("beta", warm_start=start)
     copy = tmp_path_factory.mktemp("copy") / "workspace"
     world.save(copy)
     return world, copy

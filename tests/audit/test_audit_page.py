@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from pipeline.show.audit_page import default_path, write
-from pipeline.show.lineage_graph import prefix_graph
+from pipeline.show.lineage_graph import prefix_graph, version_graph
 from pipeline.show.metric_history import metric_histories
-from pipeline.show.terminal_audit import show_audit
+from pipeline.show.terminal_audit import show_audit, show_lineage
 from pipeline.show.timeline import timeline
 from tests.audit import told
 
@@ -225,6 +225,26 @@ def test_versions_without_a_record_duplicates_and_what_is_out_of_step_are_named(
     assert "registered by hand" in shown
     assert "duplicate of 1" in shown
     assert "reviews is out of step: production: the alias says 4" in shown
+
+
+def test_a_tainted_version_is_named_in_audit_and_lineage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = told.audited(3, 9)
+    found["versions"][1] |= {"tainted": True}
+    page = page_of(found, tmp_path)
+    assert "tainted: it saw a row that was to be erased" in cells(page, "version-2")[1]
+    assert "tainted" not in cells(page, "version-3")[1]
+    show_audit(found)
+    assert capsys.readouterr().out.count("tainted") == 1
+    sentence = "Tainted: it saw a row that was to be erased"
+    assert [node.title for node in prefix_graph(found).nodes if node.sentence == sentence] == ["reviews 2"]
+    followed = told.followed(tainted=True)
+    show_lineage(followed)
+    assert sentence in capsys.readouterr().out
+    followed["record"]["tainted"] = False
+    followed["earlier"][1]["record"]["tainted"] = True
+    assert [node.title for node in version_graph(followed).nodes if node.sentence == sentence] == ["older 1"]
 
 
 def test_hostile_names_and_reasons_are_escaped_and_nothing_is_loaded(

@@ -370,7 +370,7 @@ def test_a_file_that_cannot_be_read_as_rows_is_said_to_be(grown, tmp_path: Path,
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "is a folder"),
+        ("", "got an empty text"),
         ("   ", "only white space"),
         ("a\0b", "NUL"),
         ("a\udcffb", "surrogate"),
@@ -588,6 +588,15 @@ def test_a_version_registered_by_hand_is_named_and_other_models_are_not_searched
     assert (found["complete"], found["searched"]) == (False, 2)
 
 
+def test_versions_that_all_lost_their_tags_are_still_said(here: World) -> None:
+    here.register(md5="a" * 32)
+    here.stand("words", "1", "candidate")
+    for tag in here.registry.client.get_model_version("words", "1").tags:
+        here.registry.client.delete_model_version_tag("words", "1", tag)
+    found = ask(here, "dataset", "a" * 32)
+    assert (names(found, "by_hand"), found["complete"], found["searched"]) == (["words:1"], False, 1)
+
+
 def test_a_duplicate_is_named_as_one(here: World) -> None:
     here.register(md5="a" * 32)
     first = here.registry.client.get_model_version("words", "1")
@@ -679,11 +688,11 @@ def test_people_read_the_stages_first_then_what_cannot_be_told(
 
 
 def test_a_server_that_does_not_answer_is_an_error(here: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.audit import impact as module
+    from pipeline import server_access
     from pipeline.server_access import Endpoints
     from tests.mlflow_world import free_port
 
     gone = Endpoints(f"http://127.0.0.1:{free_port()}", None, None, "file:///nowhere")
-    monkeypatch.setattr(module, "endpoints", lambda root: gone)
+    monkeypatch.setattr(server_access, "endpoints", lambda root: gone)
     with pytest.raises(UnreachableError):
         ask(here, "dataset", "a" * 32)

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from pipeline.audit.faults import Fault, Gone, Kind, Link, Verification
 from pipeline.audit.verification import verify
+from pipeline.cli import main
 from pipeline.digest import canonical_json, digest, sha256_file
 from pipeline.environment import quiet_environment
 from pipeline.errors import RegistryError
@@ -25,7 +27,6 @@ from pipeline.register import versions
 from pipeline.register.lineage import LineageRecord
 from pipeline.versioning.experiment import anchor
 from tests import git_dvc, mlflow_world
-from tests.audit.conftest import KEYS
 from tests.audit.verify_world import CODE, DATA, World
 from tests.workspaces import cached, stored, tamper
 
@@ -426,6 +427,22 @@ def test_a_version_that_was_deleted_is_missed(world: World) -> None:
     assert verify(world.root, "alpha").sound
 
 
+def test_a_model_that_was_deleted_as_a_whole_is_missed_and_what_it_held_though_its_runs_went_too(
+    world: World,
+) -> None:
+    client = world.registry.client
+    runs = {version: client.get_model_version("alpha", version).run_id for version in "12"}
+    client.delete_registered_model("alpha")
+    expected = {Gone("alpha", version, run) for version, run in runs.items()}
+    assert set(verify(world.root).gone) == set(verify(world.root, "alpha").gone) == expected
+    for run in runs.values():
+        client.delete_run(run)
+    assert verify(world.root).gone == (Gone("alpha", "2", None),)  # the candidate
+    done = CliRunner().invoke(main, ["-w", str(world.root), "verify", "alpha"])
+    assert done.exit_code == 5
+    assert "missing alpha version 2: the ledger has it in a stage" in done.stdout
+
+
 def test_a_version_that_went_on_from_another_adapter_than_it_says_is_found(world: World) -> None:
     world.registry.client.set_model_version_tag("alpha", "1", versions.ADAPTER_DIGEST, "0" * 64)
     told = faults(verify(world.root, "beta"), "beta:1")
@@ -523,7 +540,7 @@ def test_a_duplicate_is_named_and_holds_no_stage(world: World) -> None:
     client.create_model_version("alpha", first.source, run_id=first.run_id, tags=first.tags)
     told = faults(verify(world.root, "alpha:3"), "alpha:3")
     assert kinds(told) >= {("out of step", "version", "tag prefixline.duplicate_of")}
-    versions.complete(world.registry, "alpha", KEYS["alpha:1"], actor=mlflow_world.ACTOR)
+    versions.complete(world.registry, "alpha", world.run_key("alpha", "1"), actor=mlflow_world.ACTOR)
     (duplicate,) = verify(world.root, "alpha:3").versions
     assert (duplicate.duplicate_of, duplicate.faults) == ("1", ())
     client.set_registered_model_alias("alpha", "production", "3")
@@ -638,7 +655,7 @@ def test_a_base_that_is_in_no_package_or_hub_is_missing(world: World, source: di
 
 
 def test_an_experiment_whose_reference_is_deleted_or_moved_is_found(world: World) -> None:
-    reference = anchor("alpha", KEYS["alpha:1"])
+    reference = anchor("alpha", world.run_key("alpha", "1"))
     commit = record(world).experiment["commit"]
     git_dvc.run(world.root, "git", "update-ref", reference, "HEAD")
     told = faults(verify(world.root))
@@ -667,7 +684,7 @@ def test_a_workspace_without_the_history_misses_code_data_and_experiment(world: 
     assert told == {
         ("missing", "dataset", f"commit {made.dataset['git_commit']}"),
         ("missing", "code", f"commit {made.code['commit']}"),
-        ("missing", "experiment", anchor("alpha", KEYS["alpha:1"])),
+        ("missing", "experiment", anchor("alpha", world.run_key("alpha", "1"))),
         ("missing", "experiment", f"commit {made.experiment['commit']}"),
     }
 
@@ -724,6 +741,9 @@ def rewrite_record(world: World, **changes: Any) -> None:
         ("base_model", {"digest": "0" * 64}, "pins/alpha.json: base_model.digest"),
         ("base_model", {"digest": "0" * 64}, "base_model.digest"),
         ("code", {"digest": "0" * 64}, "pins/alpha.json: code"),
+        ("params", {"training": {"learning_rate": 0.2}}, "pins/alpha.json: params"),
+        ("params", {"task": "generation"}, "pins/alpha.json: params"),
+        ("params", {"gate": {"floors": {"accuracy": 0.0}}}, "run_key"),
         ("metrics", {"prefix": {"accuracy": 1.0}}, "evaluated.json: systems"),
         ("verdict", {"passed": False}, "the verdict"),
         ("runs", {"mlflow": "0" * 32}, "the version's run"),
@@ -769,7 +789,7 @@ def commit_as_experiment(world: World, change: Callable[[Path], None]) -> str:
     git_dvc.run(copy, "git", "add", "-A")
     git_dvc.run(copy, "git", "commit", "-q", "--amend", "-m", "Forged")
     commit = git_dvc.head(copy)
-    git_dvc.run(world.root, "git", "update-ref", anchor("alpha", KEYS["alpha:1"]), commit)
+    git_dvc.run(world.root, "git", "update-ref", anchor("alpha", world.run_key("alpha", "1")), commit)
     rewrite_record(world, experiment={**made.experiment, "commit": commit})
     return commit
 

@@ -27,10 +27,11 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Registry,
     (adapter / "adapter_model.safetensors").write_bytes(b"weights")
     with mlflow_world.server(root, mlflow_world.free_port()) as uri:
         registry = mlflow_registry.connect(uri)
-        run_id = start_run(registry, "reviews", "1" * 64, params={})
         files = {"config.json": "c" * 64}
         base = {"name": "tiny", "digest": digest(files), "source": {"path": "base"}, "files": files}
-        record = mlflow_world.record(adapter, run_id, "1" * 64, base)
+        key = mlflow_world.record(adapter, "0" * 32, "1" * 64, base).made_run_key()
+        run_id = start_run(registry, "reviews", key, params={})
+        record = mlflow_world.record(adapter, run_id, key, base)
         (root / "lineage.json").write_bytes(record.to_json())
         (root / "lock.json").write_bytes(canonical_json(lineage.installed()))
         log_files(registry, run_id, [root / "lineage.json", root / "lock.json"])

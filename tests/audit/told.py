@@ -33,7 +33,7 @@ def criterion(kind: str, metric: str, figure: float, threshold: float, **changes
 def record(number: int, when: datetime, **changes: Any) -> dict[str, Any]:
     """A version's record as `lineage_of` gives it; its accuracy grows with its number."""
     accuracy, loss = 0.74 + 0.001 * (number * 7 % 50), 0.9 - 0.002 * number
-    stages = changes.pop("stages", [])
+    stages, tainted = changes.pop("stages", []), changes.pop("tainted", False)
     content: dict[str, Any] = {
         "run_key": digest({"number": number}),
         "files": {"adapter_config.json": digest({"c": number}), "adapter_model.safetensors": digest({"w": number})},
@@ -55,7 +55,8 @@ def record(number: int, when: datetime, **changes: Any) -> dict[str, Any]:
     }  # fmt: skip
     made = records.lineage(**content)
     version = RegisteredVersion(
-        name=made.prefix, version=str(number), stages=tuple(stages), run_id="6" * 32, run_key=made.run_key, tags={}
+        name=made.prefix, version=str(number), stages=tuple(stages), run_id="6" * 32, run_key=made.run_key, tags={},
+        tainted=tainted,
     )  # fmt: skip
     return told(version, made)
 
@@ -135,7 +136,7 @@ def audited(
         }
         made = record(number, registered[str(number)], warm_start=warm, dataset=dataset, stages=[stage] if stage else [], **changes)  # fmt: skip
         adapters[number] = made["adapter_digest"]
-        rows.append({"version": str(number), "stages": made["stages"], "duplicate_of": None, "run_id": "6" * 32, "by_hand": False, "problem": None, "record": made})  # fmt: skip
+        rows.append({"version": str(number), "stages": made["stages"], "duplicate_of": None, "tainted": made["tainted"], "run_id": "6" * 32, "by_hand": False, "problem": None, "record": made})  # fmt: skip
     return {
         "prefix": NAME,
         "made": (datetime.fromisoformat(chained[-1].time) + timedelta(days=2)).isoformat(timespec="seconds"),

@@ -14,7 +14,7 @@ from pipeline.base.base_files import identity_files
 from pipeline.digest import canonical_json, digest, manifest
 from pipeline.params import DataParams
 from pipeline.register import lineage, versions
-from pipeline.register.registry import Registry, log_files, start_run
+from pipeline.register.registry import RUN_KEY, Registry, log_files, start_run
 from pipeline.register.versions import RegisteredVersion
 from pipeline.versioning import git
 from pipeline.versioning.experiment import run_experiment
@@ -47,8 +47,8 @@ class World:
     def registry(self) -> Registry:
         return mlflow_world.database(self.root)
 
-    def retrain(self, name: str, key: str, *, warm_start: dict[str, str] | None = None) -> RegisteredVersion:
-        """Version the data as it is, run the stages, register what came of it under the run key `key`."""
+    def retrain(self, name: str, *, warm_start: dict[str, str] | None = None) -> RegisteredVersion:
+        """Version the data as it is, run the stages, register what came of it."""
         workspace, registry = self.workspace, self.registry
         data = snapshot(workspace, name, DataParams(path=DATA[name]))
         base = mlflow_world.base_record(self.root / "base", self.root)
@@ -58,7 +58,6 @@ class World:
             "data": {"md5": data.md5, "manifest": dict(data.manifest)},
             "champion": None,
             "warm_start": warm_start,
-            "run_key": key,
             "params": {
                 "task": "classification",
                 "data": {"path": DATA[name], "slices": []},
@@ -67,6 +66,10 @@ class World:
                 "evaluation": {"batch_size": 2},
             },
         }
+        pins["run_key"] = key = lineage.run_key(
+            dataset_md5=data.md5, manifest=data.manifest, base_digest=base["digest"], params=pins["params"],
+            code_digest=CODE["digest"], warm_start=None if warm_start is None else warm_start["adapter_digest"],
+        )  # fmt: skip
         run_id = start_run(registry, name, key, params=pins["params"])
         baseline = write_pins(workspace, name, pins)
         experiment = run_experiment(workspace, name, key, {}, lambda text: None, baseline=baseline)
@@ -111,6 +114,10 @@ class World:
             example=["a"],
             actor=mlflow_world.ACTOR,
         )
+
+    def run_key(self, name: str, version: str) -> str:
+        """The run key of a version."""
+        return str(self.registry.client.get_model_version(name, version).tags[RUN_KEY])
 
     def artefact(self, name: str, version: str) -> Path:
         """The model folder of a version."""

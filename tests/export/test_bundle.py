@@ -350,6 +350,29 @@ def test_what_is_there_already_is_not_written_over(made: World, form: str, kind:
     assert list(tmp_path.iterdir()) == [out]
 
 
+@pytest.mark.parametrize("form", ["bundle", "peft"])
+def test_what_came_while_it_was_filled_is_not_written_over_either(
+    made: World, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+
+    def copytree(*arguments: Any, **named: Any) -> Any:
+        (out / "theirs").mkdir(parents=True, exist_ok=True)
+        return real(*arguments, **named)
+
+    real = shutil.copytree
+    monkeypatch.setattr(shutil, "copytree", copytree)
+    done = made.run("export", f"{NAME}:1", "--format", form, "--out", str(out), expect=1)
+    assert f"{out}: is there already, and nothing is written over" in done.stderr
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "theirs"]
+
+
+def test_a_folder_below_a_file_is_refused(made: World, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = made.run("export", NAME, "--out", str(tmp_path / "file/out"), expect=1)
+    assert f"{tmp_path / 'file'} is a file; expected a folder" in done.stderr
+
+
 def test_a_bad_key_is_refused_before_anything_is_written(made: World, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     bad = tmp_path / "bad.pem"
@@ -432,7 +455,7 @@ def test_versions_by_hand_duplicates_and_those_in_no_ledger_are_refused(made: Wo
 def test_a_prefix_that_peft_has_not_is_given_out_as_a_bundle_only(made: World, tmp_path: Path) -> None:
     base = mlflow_world.base_record(tiny.tiny_bart(made.root / "bart"), made.root)
     adapter = mlflow_world.adapter(base, "generation", made.root, tmp_path / "made/adapter")
-    world.register(made.registry, adapter, "3", base, "generation", name="answers")
+    world.register(made.registry, adapter, base, "generation", name="answers")
     out = tmp_path / "out"
     done = made.run("export", "answers", "--format", "peft", "--out", str(out), expect=1)
     assert "answers version 1: PEFT has no prefix for such a base model; --format bundle" in done.stderr
@@ -446,7 +469,7 @@ def test_an_adapter_with_a_file_of_a_bundles_own_name_is_refused(made: World, tm
     adapter = tmp_path / "made/adapter"
     shutil.copytree(made.unsigned, adapter, ignore=lambda _, names: [n for n in names if n not in ADAPTER])
     (adapter / "README.md").write_text("mine")
-    world.register(made.registry, adapter, "4", name="odd")
+    world.register(made.registry, adapter, name="odd")
     done = made.run("export", "odd", "--out", str(tmp_path / "out"), expect=1)
     assert "README.md: the adapter has a file of this name; a bundle needs it for its own" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["made"]

@@ -18,6 +18,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from pipeline.digest import canonical_json
 from pipeline.keys import make_key
+from pipeline.ledger.tainting import taint
+from tests import mlflow_world
 from tests.export import world
 from tests.export.world import NAME, World, copied, edit, faults, files, rewrite, sha, sum_up
 
@@ -214,6 +216,7 @@ def test_an_event_that_contradicts_the_others_is_found_though_the_chain_is_whole
         ("bundle.json", lambda f: f.pop("stage"), ("out of step", "bundle", "bundle.json: stage")),
         ("lineage.json", lambda r: r["metrics"]["prefix"].update(accuracy=1.0), ("out of step", "ledger", "epoch 1: lineage record")),
         ("lineage.json", lambda r: r["verdict"].update(criteria=[1]), ("out of step", "ledger", "epoch 1: verdict")),
+        ("lineage.json", lambda r: r["params"].update(task="generation"), ("out of step", "lineage", "lineage.json: run_key")),
         ("lineage.json", lambda r: r.update(format_version=2), ("tampered", "lineage", "lineage.json")),
         ("lineage.json", lambda r: r["dataset"].update(rows={}), ("tampered", "lineage", "lineage.json")),
         ("model/manifest.json", lambda m: m.update(MLmodel="0" * 64), ("out of step", "bundle", "bundle.json: manifest_digest")),
@@ -484,6 +487,96 @@ def test_what_a_bundle_says_cannot_steer_the_terminal(signed: Path) -> None:
     assert "\x1b" not in done.stdout
     assert "\x07" not in done.stdout
     assert "tampered ledger: ledger.jsonl" in done.stdout
+
+
+def test_a_version_number_that_is_none_cannot_steer_the_terminal(signed: Path) -> None:
+    rewrite(signed, "bundle.json", edit(lambda f: f.update(version="\x1b[2J[/bold]")))
+    done = world.run("verify", "--offline", str(signed), expect=5)
+    assert "\x1b" not in done.stdout
+    assert "[2J[/bold]" in done.stdout
+
+
+NESTED = b"[" * 100_000 + b"]" * 100_000
+
+
+def as_events(change: Callable[[Any], object]) -> Callable[[bytes], bytes]:
+    """`change` made in every event, and the chain made anew."""
+
+    def changed(content: bytes) -> bytes:
+        done, previous = b"", "0" * 64
+        for line in content.splitlines():
+            event = json.loads(line)
+            change(event)
+            event["previous"] = previous
+            written = json.dumps(event, sort_keys=True, separators=(",", ":")).encode()
+            previous = sha(written)
+            done += written + b"\n"
+        return done
+
+    return changed
+
+
+def with_files(value: Any) -> Callable[[bytes], bytes]:
+    def change(record: Any) -> None:
+        record["files"] = dict.fromkeys(record["files"], value)
+        record["adapter_digest"] = sha(canonical_json(record["files"]))
+
+    return edit(change)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("lineage.json", lambda content: NESTED),
+        ("lineage.json", lambda content: content.replace(b'"reviews"', b'"\\ud800"')),
+        ("lineage.json", lambda content: content.replace(b'"created":', b'"created":NaN,"x":')),
+        ("lineage.json", lambda content: content.replace(b'"warm_start":null', b'"warm_start":NaN')),
+        ("lineage.json", with_files({"a": 1})),
+        ("lineage.json", with_files(1)),
+        ("lineage.json", edit(lambda r: r["dataset"].update(manifest=[1]))),
+        ("lineage.json", edit(lambda r: r["base_model"].update(files={"config.json": None}))),
+        ("lineage.json", edit(lambda r: r["runs"].update(mlflow={"a": 1}))),
+        ("lineage.json", edit(lambda r: r["code"].update(commit=[]))),
+        ("lineage.json", edit(lambda r: r.update(warm_start={"version": "1"}))),
+        ("ledger.jsonl", as_events(lambda e: e.update(prefix="\ud800"))),
+        ("ledger.jsonl", as_events(lambda e: e.update(version="1" * 5000))),
+        ("provenance.dsse.json", lambda content: NESTED),
+        ("provenance.dsse.json", edit(lambda e: e["signatures"][0].update(keyid=1))),
+        ("provenance.dsse.json", lambda content: content.replace(b'"keyid":"', b'"keyid":"\\ud800')),
+    ],
+)  # fmt: skip
+def test_what_another_program_may_have_written_is_a_fault_and_no_crash(
+    signed: Path, name: str, change: Callable[[bytes], bytes]
+) -> None:
+    before = (signed / name).read_bytes()
+    rewrite(signed, name, change)
+    assert (signed / name).read_bytes() != before
+    assert name in {where for kind, _, where in faults(signed) if kind == "tampered"}
+
+
+@pytest.mark.parametrize("spelling", [str.upper, lambda key: f" {key}", lambda key: f"{key[:2]}\r{key[2:]}"])
+def test_a_signers_key_has_one_spelling(signed: Path, spelling: Callable[[str], str]) -> None:
+    change = edit(lambda e: e["signatures"][0].update(keyid=spelling(e["signatures"][0]["keyid"])))
+    rewrite(signed, "provenance.dsse.json", change)
+    assert ("tampered", "provenance", "provenance.dsse.json") in faults(signed)
+
+
+@pytest.mark.parametrize("same", [True, 1.0])
+def test_a_number_of_another_kind_is_another_value(unsigned: Path, same: object) -> None:
+    rewrite(unsigned, "bundle.json", edit(lambda f: f.update(format_version=same)))
+    restate(unsigned)
+    assert faults(unsigned) == {("out of step", "bundle", "bundle.json: format_version")}
+
+
+def test_a_tainted_version_is_named_as_that(made: World, tmp_path: Path) -> None:
+    tainted = made.root.parent / "tainted"
+    shutil.copytree(made.root, tainted)
+    row = {"row": "0" * 64, "actor": "trainer", "reason": "asked for"}
+    taint(mlflow_world.database(tainted), NAME, "1", **row)
+    bundle = tmp_path / "bundle"
+    world.run("-w", str(tainted), "export", f"{NAME}:1", "--out", str(bundle))
+    done = world.run("verify", "--offline", str(bundle))
+    assert "tainted: it saw a row that was to be erased" in done.stdout
 
 
 def test_a_key_made_by_the_command_signs_what_it_verifies(made: World, tmp_path: Path) -> None:

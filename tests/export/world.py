@@ -66,7 +66,7 @@ def make(folder: Path) -> World:
     start: dict[str, str] | None = None
     for key, seed in (("1", 1), ("2", 2)):
         adapter = mlflow_world.adapter(recorded, "classification", root, folder / key / "adapter", seed=seed)
-        register(registry, adapter, key, recorded, warm_start=start)
+        register(registry, adapter, recorded, warm_start=start)
         start = {
             "prefix": NAME,
             "version": "1",
@@ -82,13 +82,14 @@ def make(folder: Path) -> World:
 
 
 def register(
-    registry: Registry, adapter: Path, key: str, base: dict[str, Any] | None = None, task: str = "classification",
+    registry: Registry, adapter: Path, base: dict[str, Any] | None = None, task: str = "classification",
     *, name: str = NAME, **changes: Any,
 ) -> str:  # fmt: skip
     """A version whose adapter is in the folder `adapter`."""
-    run_id = start_run(registry, name, key * 64, params={})
     changes = {"prefix": name, "metrics": METRICS, "dataset": DATA, **changes}
-    record = mlflow_world.record(adapter, run_id, key * 64, base, task, **changes)
+    run_key = mlflow_world.record(adapter, "0" * 32, "1" * 64, base, task, **changes).made_run_key()
+    run_id = start_run(registry, name, run_key, params={})
+    record = mlflow_world.record(adapter, run_id, run_key, base, task, **changes)
     return versions.register(
         registry, run_id=run_id, record=record, adapter=adapter, example=["a"], actor=mlflow_world.ACTOR
     ).version

@@ -355,6 +355,17 @@ def test_a_version_that_is_not_there_is_named_with_those_that_are(
         versions.lookup(registry, "reviews", which)
 
 
+def test_a_number_is_that_version_though_another_has_it_as_an_alias(
+    registry: Registry, adapter: Path
+) -> None:
+    register(registry, adapter)
+    register(registry, adapter, "2" * 64)
+    registry.client.set_registered_model_alias("reviews", "1", "2")
+    registry.client.set_registered_model_alias("reviews", "theirs", "2")
+    found = {which: versions.lookup(registry, "reviews", which).version.version for which in ("1", "theirs")}
+    assert found == {"1": "1", "theirs": "2"}
+
+
 def test_a_prefix_without_versions_says_so(registry: Registry) -> None:
     with pytest.raises(RegistryError, match="available: none"):
         versions.lookup(registry, "reviews", "candidate")
