@@ -10,7 +10,7 @@ What is written down of the row is a digest (`row_digest`).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,9 @@ from pipeline.ledger.events import REASON_LIMIT, text_problem
 from pipeline.ledger.registration import enter
 from pipeline.ledger.tainting import taint
 from pipeline.params import Params
-from pipeline.register import registry, versions
+from pipeline.register import versions
 from pipeline.register.registry import Registry
-from pipeline.server_access import endpoints
+from pipeline.server_access import connect
 from pipeline.versioning import dvc_repo, snapshot
 from pipeline.versioning.workspace import Workspace, find_workspace, open_workspace
 
@@ -99,8 +99,7 @@ def erase(root: Path, asked: str, *, reason: str = REASON, dry_run: bool = False
     params = workspace.params()
     rows = asked_rows.read(asked)
     seen = impact(workspace.root, "row", asked)
-    where = endpoints(workspace.root)
-    connection = registry.connect(where.mlflow_uri, artifact_root=where.artifact_root)
+    connection = connect(workspace.root)
     with workspace.locked():
         removal, holding = _look(workspace, params, rows, seen)
         row = row_digest(part for parts in _wanted(params, rows).values() for part in parts)
@@ -136,23 +135,29 @@ def row_digest(parts: Iterable[bytes]) -> str:
     return hashlib.sha256(b"".join(sorted(set(parts)))).hexdigest()
 
 
-def in_use(root: Path, names: Iterable[str]) -> list[dict[str, str | None]]:
-    """The tainted versions of these prefixes that hold a stage of `IN_USE`.
+def in_use(root: Path, saw: Collection[tuple[str, str]]) -> list[dict[str, str | None]]:
+    """Which of the versions that saw the row hold a stage of `IN_USE` now.
+
+    Args:
+        saw: (name, version) of each.
 
     Returns:
-        [{name, version, stage, clean: the newest version that is not tainted | null}]
+        [{name, version, stage, clean: the newest version that neither saw it nor is tainted | null}]
     """
-    where = endpoints(find_workspace(root).root)
-    connection = registry.connect(where.mlflow_uri, artifact_root=where.artifact_root)
+    connection = connect(find_workspace(root).root)
     found: list[dict[str, str | None]] = []
-    for name in names:
+    for name in sorted({name for name, _ in saw}):
         every = [each for each in versions.list_versions(connection, name) if each.duplicate_of is None]
-        clean = [each.version for each in every if not each.tainted and versions.LINEAGE_DIGEST in each.tags]
+        clean = [
+            each.version
+            for each in every
+            if not each.tainted and (name, each.version) not in saw and versions.LINEAGE_DIGEST in each.tags
+        ]
         found += [
             {"name": name, "version": each.version, "stage": stage, "clean": clean[-1] if clean else None}
             for each in every
             for stage in each.stages
-            if each.tainted and stage in IN_USE
+            if (name, each.version) in saw and stage in IN_USE
         ]
     return found
 

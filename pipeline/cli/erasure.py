@@ -51,7 +51,9 @@ def erase(workspace: Path, row: str, reason: str | None, dry_run: bool, json_out
         "left_out": list(done.left_out),
         "not_erased": list(done.not_erased),
         "retrained": [] if dry_run else [_retrained(workspace, name) for name in done.retrain],
-        "in_use": erasure.in_use(workspace, sorted({version["name"] for version in done.versions})),
+        "in_use": erasure.in_use(
+            workspace, {(version["name"], version["version"]) for version in done.versions}
+        ),
     }
     if json_output:
         print_json(told)
