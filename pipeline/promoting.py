@@ -21,7 +21,7 @@ from pipeline.ledger.rules import Ruled, Rules, rules_of
 from pipeline.params import Params
 from pipeline.promotion import Moved, Waiting
 from pipeline.register.versions import VerifiedVersion
-from pipeline.tracking.connection import Registry, connect
+from pipeline.tracking.connection import Registry
 from pipeline.versioning.workspace import Workspace, find_workspace
 
 
@@ -90,8 +90,7 @@ def acting(workspace: Path, name: str, key: Path | None = None, *, dropped: bool
     params = found.params()
     if not dropped:
         params.prefix(name)
-    where = server_access.endpoints(found.root)
-    registry = connect(where.mlflow_uri, artifact_root=where.artifact_root)
+    registry = server_access.connect(found.root)
     return Acting(name, found, registry, params, rules_of(params, name), actor(found.root), signing_key(key))
 
 

@@ -29,7 +29,7 @@ from pipeline.register import lineage, registry, versions
 from pipeline.register.curves import LiveCurves
 from pipeline.register.lineage import LineageRecord
 from pipeline.register.registry import Known, Registry
-from pipeline.server_access import endpoints
+from pipeline.server_access import connect, endpoints
 from pipeline.show import pages
 from pipeline.stages import WORKSPACE
 from pipeline.state import adapters_folder, checkpoint_folder, row_ids_folder
@@ -54,7 +54,7 @@ def plan(folder: Path, name: str, *, prefect_run: str | None = None) -> Plan:
     params = workspace.params()
     entry = params.prefix(name)
     base = base_model.resolve(entry.base_model, params.base_model(name), workspace.root)
-    connection = _connect(workspace)
+    connection = connect(workspace.root)
     start = warm_start.resolve(connection, workspace.root, name, entry, base, stage_output.to_stderr)
     if start is None:
         check_text(entry.prefix, base)
@@ -115,7 +115,7 @@ def already_done(folder: Path, name: str) -> Outcome | None:
     if dataset is None:
         return None
     base = base_model.resolve(entry.base_model, params.base_model(name), workspace.root)
-    connection = _connect(workspace)
+    connection = connect(workspace.root)
     start = warm_start.resolve(connection, workspace.root, name, entry, base)
     run_key = _run_key(dataset, base, entry, lineage.code_identity(), start)
     known = registry.find_run_key(connection, name, run_key)
@@ -159,7 +159,7 @@ def earlier_outcome(plan: Plan) -> Outcome:
         return answer
     judged = replace(judge(plan, experiment.commit), run_id=known.run_id)
     assert answer.earlier is not None
-    kept = registry.read_json(_connect(plan.workspace), known.run_id, recording.LINEAGE_FILE)
+    kept = registry.read_json(connect(plan.workspace.root), known.run_id, recording.LINEAGE_FILE)
     record = LineageRecord.from_json(canonical_json(kept))
     return replace(answer, report=_publish(plan, judged, record, replace(answer, outcome=answer.earlier)))
 
@@ -171,7 +171,7 @@ def unchanged(workspace: Workspace, name: str, run_key: str, known: Known) -> Ou
         RegistryError: the earlier run has lost its record.
     """
     earlier: Outcome = Outcome(
-        **registry.read_json(_connect(workspace), known.run_id, recording.OUTCOME_FILE)
+        **registry.read_json(connect(workspace.root), known.run_id, recording.OUTCOME_FILE)
     )
     page = pages.page_path(workspace.root, name, run_key)
     return replace(
@@ -191,7 +191,7 @@ def run_experiment(plan: Plan) -> str:
         WorkspaceError, IntegrityError, UnreachableError: see the steps.
     """
     workspace, root = plan.workspace, plan.workspace.root
-    connection = _connect(workspace)
+    connection = connect(workspace.root)
     run_id = start_run(plan, connection)
     with _marking_failure(connection, run_id):
         baseline = write_pins(workspace, plan.name, _pins(plan, connection).to_json())
@@ -242,7 +242,7 @@ def judge(plan: Plan, commit: str) -> Judged:
     folder = workspace.state / "fetched" / plan.run_key
     fetch_outputs(workspace, commit, name, "train", folder / "train")
     fetch_outputs(workspace, commit, name, "evaluate", folder / "evaluate")
-    run_id = start_run(plan, _connect(workspace))
+    run_id = start_run(plan, connect(workspace.root))
     scored = folder / "evaluate" / "evaluation" / "rows.parquet"
     verdict = gate.judge(scored, plan.entry.gate, plan.entry.task, plan.entry.evaluation)
     return Judged(experiment, run_id, folder, **records, verdict=verdict)
@@ -259,7 +259,7 @@ def register(plan: Plan, judged: Judged) -> Outcome:
         RegistryError, UnreachableError: the registry is as it was, or a repeat completes it.
         OSError: the page could not be written.
     """
-    connection = _connect(plan.workspace)
+    connection = connect(plan.workspace.root)
     run_id = judged.run_id
     with (
         exclusive(plan.workspace.state / "registering" / f"{plan.name}.lock"),
@@ -291,7 +291,7 @@ def register(plan: Plan, judged: Judged) -> Outcome:
 def _publish(plan: Plan, judged: Judged, record: LineageRecord, outcome: Outcome) -> str:
     """Make the page, put it on the run, and keep the row ids, by which the next card says what changed."""
     page = pages.write(plan.workspace.root, recording.report_data(plan, judged, record, outcome))
-    registry.log_files(_connect(plan.workspace), judged.run_id, [page.html, page.plots], "report")
+    registry.log_files(connect(plan.workspace.root), judged.run_id, [page.html, page.plots], "report")
     fetch_file(
         plan.workspace,
         judged.experiment.commit,
@@ -301,11 +301,6 @@ def _publish(plan: Plan, judged: Judged, record: LineageRecord, outcome: Outcome
         row_ids_folder(plan.workspace.root, plan.name, plan.dataset.md5) / card.ROW_IDS,
     )
     return str(page.html)
-
-
-def _connect(workspace: Workspace) -> Registry:
-    where = endpoints(workspace.root)
-    return registry.connect(where.mlflow_uri, artifact_root=where.artifact_root)
 
 
 def _pins(plan: Plan, connection: Registry) -> Pins:
