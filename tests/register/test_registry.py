@@ -249,7 +249,7 @@ def test_a_page_that_is_not_mlflow_is_not_taken_for_it(tmp_path: Path) -> None:
             process.kill()
 
 
-@pytest.mark.parametrize("uri", ["sqlite:///relative.db", "mlruns", "postgresql://host/db"])
+@pytest.mark.parametrize("uri", ["sqlite:///relative.db", "mlruns", "mysql://host/db"])
 def test_an_address_that_cannot_be_used_is_named(uri: str) -> None:
     with pytest.raises(RegistryError, match="expected http://"):
         mlflow_registry.connect(uri, artifact_root="file:///x")
