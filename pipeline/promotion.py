@@ -35,6 +35,7 @@ from pipeline.ledger.events import (
     Tainted,
 )
 from pipeline.ledger.fold import Request, State, following
+from pipeline.ledger.log import Reading
 from pipeline.ledger.projection import OutOfStep, project
 from pipeline.ledger.registration import check_entered, enter
 from pipeline.ledger.rules import RULED, Ruled, Rules, counting, standing, unauthorised
@@ -113,49 +114,61 @@ class _Mover:
             key=self.key,
         )
 
-    def append(self, state: State, make: Callable[[State], E | None]) -> E | None:
-        """Claim the next epoch for what `make` makes, as long as no event since `state` unsettles it (`_unsettles`).
+    def append(self, before: Reading, make: Callable[[Reading], E | None]) -> E | None:
+        """Append what `make` makes, as long as no event since `before` unsettles what was decided then.
 
         Returns:
             The event; None where `make` makes none, since it is not needed any more.
 
         Raises:
-            ConflictError: one does.
+            ConflictError: one does, as `check_unmoved`.
         """
-        before = state
-        while (event := make(state)) is not None:
-            if log.claim(self.registry, event) == event:
-                return event
-            state = self.unmoved(before)
-        return None
 
-    def unmoved(self, before: State) -> State:
-        """The state now, if no event since `before` unsettles what was decided then (`_unsettles`).
+        def settled(now: Reading) -> E | None:
+            self.check_unmoved(before, now)
+            return make(now)
+
+        return log.append(self.registry, before, settled)
+
+    def unmoved(self, before: Reading) -> Reading:
+        """The ledger now, if no event since `before` unsettles what was decided then.
+
+        Raises:
+            ConflictError: one does, as `check_unmoved`.
+        """
+        now = log.read(self.registry, before.name)
+        self.check_unmoved(before, now)
+        return now
+
+    def check_unmoved(self, before: Reading, now: Reading) -> None:
+        """Refuse what was decided by `before`, if an event since unsettles it (`_unsettles`).
 
         Raises:
             ConflictError: one does. That is kept in the ledger, as a refusal after it.
         """
-        reading = log.read(self.registry, self.entered.prefix)
-        since = reading.events[before.epoch :]
-        first = next((each for each in since if _unsettles(each)), None)
+        first = next((each for each in now.events[len(before.events) :] if _unsettles(each)), None)
         if first is None:
-            return reading.state
+            return
         said = f"{first.actor} was first: {first.sentence} at epoch {first.epoch}, {first.time}"
         with suppress(RegistryError, UnreachableError):  # the conflict is what to report
-            self.refuse(said)
+            self.refuse(now, said)
         raise ConflictError(
-            f"{reading.name}: {said}. {_now(reading.state, self.stage)} Nothing was changed by you; look, and decide again."
+            f"{now.name}: {said}. {_now(now.state, self.stage)} Nothing was changed by you; look, and decide again."
         )
 
-    def refuse(self, reason: str, request: str | None = None) -> None:
-        """Keep in the ledger that this did not happen."""
-        name = self.entered.prefix
-        while True:
-            state = log.read(self.registry, name).state
-            named = request if request in state.requests else None
-            event = self.event(state, Refused, request=named, reason=reason[:REASON_LIMIT])
-            if log.claim(self.registry, event) == event:
-                return
+    def refuse(self, reading: Reading, reason: str, request: str | None = None) -> None:
+        """Keep in the ledger that this did not happen.
+
+        Args:
+            reading: the ledger as it was last read.
+            request: the id of the request that this closes, if it is open.
+        """
+
+        def refusing(now: Reading) -> Refused:
+            named = request if request in now.state.requests else None
+            return self.event(now.state, Refused, request=named, reason=reason[:REASON_LIMIT])
+
+        log.append(self.registry, reading, refusing)
 
 
 def promote(
@@ -196,7 +209,8 @@ def promote(
     number = verified.version.version
     if number not in state.registered:
         # Made before there was a ledger, or its registration was cut off on the way.
-        state = enter(registry, name, number, **_digests(verified), actor=actor, reason="passed the gate")
+        reading = enter(registry, name, number, **_digests(verified), actor=actor, reason="passed the gate")
+        state = reading.state
     entered = state.registered[number]
     check_entered(entered, **_digests(verified))
     _check_untainted(state, name, number)
@@ -215,22 +229,21 @@ def promote(
         try:
             trial(verified)
         except RefusedError as error:
-            mover.refuse(str(error), None if request is None else request.asked.id)
+            mover.refuse(reading, str(error), None if request is None else request.asked.id)
             raise
-        state = mover.unmoved(state)
-    request = state.request_for(number, to)
+        reading = mover.unmoved(reading)
+        request = reading.state.request_for(number, to)
     if rules[to].approvals:
-        request = _asked(mover, rules[to], state)
-        state = mover.unmoved(state)
+        request, reading = _asked(mover, rules[to], reading)
     if request is not None and len(approvals := counting(request, rules[to])) < rules[to].approvals:
         return Waiting(request, approvals, rules[to], repaired)
 
-    def carrying_out(now: State) -> Promoted:
-        if request is not None and request.asked.id not in now.requests:
-            raise closed(log.read(registry, name), request)
-        return mover.event(now, Promoted, request=None if request is None else request.asked.id)
+    def carrying_out(now: Reading) -> Promoted:
+        if request is not None and request.asked.id not in now.state.requests:
+            raise closed(now, request)
+        return mover.event(now.state, Promoted, request=None if request is None else request.asked.id)
 
-    return _moved(registry, mover.append(state, carrying_out), repaired)
+    return _moved(registry, mover.append(reading, carrying_out), repaired)
 
 
 def stands(
@@ -306,7 +319,7 @@ def rollback(
     check_entered(entered, **_digests(verified))
     _check_files(registry, verified)
     mover = _Mover(registry, entered, "production", actor, reason, key)
-    return _moved(registry, mover.append(state, lambda now: mover.event(now, RolledBack)), repaired)
+    return _moved(registry, mover.append(reading, lambda now: mover.event(now.state, RolledBack)), repaired)
 
 
 def archive(
@@ -329,7 +342,7 @@ def archive(
     if state.stage_of(version) == "archived" and version not in state.held_before:
         raise RegistryError(f"{name} version {version} is archived already; nothing has changed")
     mover = _Mover(registry, entered, "archived", actor, reason, key)
-    return _moved(registry, mover.append(state, lambda now: mover.event(now, Archived)), repaired)
+    return _moved(registry, mover.append(reading, lambda now: mover.event(now.state, Archived)), repaired)
 
 
 def _unsettles(event: Event) -> bool:
@@ -341,32 +354,35 @@ def _unsettles(event: Event) -> bool:
     return (event.moves and not isinstance(event, Registered)) or isinstance(event, Tainted)
 
 
-def _asked(mover: _Mover, rules: Rules, state: State) -> Request:
-    """The open request for this version and stage, which is made where there is none.
+def _asked(mover: _Mover, rules: Rules, reading: Reading) -> tuple[Request, Reading]:
+    """The open request for this version and stage, which is made where there is none, and the ledger with it.
 
     One that was asked for with a key that the rules do not name is closed first: nobody's approval would count for it.
     """
     version, stage, name = mover.entered.version, mover.stage, mover.entered.prefix
-    found = state.request_for(version, stage)
-    if found is not None and found.asked.key not in rules.signers:
-        mover.refuse(f"was not asked for by any of {', '.join(rules.signers.values())}", found.asked.id)
-        state = mover.unmoved(state)
-
-    def asking(now: State) -> Requested | None:
-        return mover.event(now, Requested) if now.request_for(version, stage) is None else None
-
-    event = mover.append(state, asking)
-    reading = log.read(mover.registry, name)
     found = reading.state.request_for(version, stage)
+    if found is not None and found.asked.key not in rules.signers:
+        mover.refuse(
+            reading, f"was not asked for by any of {', '.join(rules.signers.values())}", found.asked.id
+        )
+        reading = mover.unmoved(reading)
+
+    def asking(now: Reading) -> Requested | None:
+        return mover.event(now.state, Requested) if now.state.request_for(version, stage) is None else None
+
+    event = mover.append(reading, asking)
+    now = log.read(mover.registry, name)
+    found = now.state.request_for(version, stage)
     if found is None:
         raise (
-            closed(reading, Request(event))
+            closed(now, Request(event))
             if event is not None
             else ConflictError(
                 f"{name}: somebody else's request for version {version} in {stage} was closed just now; look, and decide again"
             )
         )
-    return found
+    mover.check_unmoved(reading, now)
+    return found, now
 
 
 def _verified(registry: Registry, name: str, version: str) -> VerifiedVersion:

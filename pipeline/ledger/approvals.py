@@ -79,13 +79,15 @@ def approve(
             f"{name}: the request {asked.id} has the approval of this key already; nothing has changed"
         )
     kind: type[Event] = Refused if refuse else Approved
-    while True:
-        reading = log.read(registry, name)
+
+    def answering(reading: Reading) -> Event:
         if asked.id not in reading.state.requests:
             raise closed(reading, request)
-        event = _answer(registry, reading.state, request, kind, actor=actor, reason=reason, key=key)
-        if event is not None:
-            return event
+        return _answer(reading.state, request, kind, actor=actor, reason=reason, key=key)
+
+    event = log.append(registry, log.read(registry, name), answering)
+    assert event is not None
+    return event
 
 
 def wait(
@@ -128,10 +130,8 @@ def wait(
             return
         if time.monotonic() >= deadline:
             reason = f"{count} of {rules.approvals} approvals after {seconds:g} seconds"
-            if (
-                _answer(registry, reading.state, request, TimedOut, actor=actor, reason=reason, key=key)
-                is None
-            ):
+            event = _answer(reading.state, request, TimedOut, actor=actor, reason=reason, key=key)
+            if log.claim(registry, event) != event:
                 continue  # what came first may be the approval
             raise RefusedError(
                 f"{name}: {asked.sentence} at epoch {asked.epoch} and had {reason}; it is given up. Promoting again asks anew"
@@ -140,7 +140,6 @@ def wait(
 
 
 def _answer(
-    registry: Registry,
     state: State,
     request: Request,
     kind: type[E],
@@ -148,10 +147,10 @@ def _answer(
     actor: str,
     reason: str,
     key: SigningKey | None,
-) -> E | None:
-    """Append an answer to a request that is open in `state`; None where another event came first."""
+) -> E:
+    """The event that would answer a request that is open in `state`."""
     asked = request.asked
-    event = following(
+    return following(
         state,
         kind,
         prefix=asked.prefix,
@@ -164,7 +163,6 @@ def _answer(
         request=asked.id,
         key=key,
     )
-    return event if log.claim(registry, event) == event else None
 
 
 def closed_by(reading: Reading, request_id: str) -> Event | None:

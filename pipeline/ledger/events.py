@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from pipeline.digest import canonical_json
@@ -34,6 +35,9 @@ STAGES: tuple[Stage, ...] = ("candidate", "staging", "production", "archived")
 
 NOTHING = "0" * 64
 """`previous` of the first event."""
+
+READ_AGAIN = 32_768
+"""Events that are remembered by their bytes."""
 
 REASON_LIMIT, ACTOR_LIMIT = 100_000, 500
 """Characters."""
@@ -297,8 +301,9 @@ _PATTERNS = {
 }
 
 
+@lru_cache(maxsize=READ_AGAIN)
 def from_json(content: bytes) -> Event:
-    """The event whose `to_json` is `content`.
+    """The event whose `to_json` is `content`. Equal bytes are checked once: a command reads its ledger several times.
 
     Raises:
         IntegrityError: `content` is not the canonical JSON of a whole event of a known kind and format version.

@@ -14,9 +14,12 @@ or was cut short is found to be.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import random
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -25,7 +28,7 @@ from pipeline.digest import canonical_json
 from pipeline.errors import IntegrityError, RegistryError, UnreachableError
 from pipeline.ledger import chain
 from pipeline.ledger.chain import Anchor
-from pipeline.ledger.events import Event, from_json
+from pipeline.ledger.events import E, Event, from_json
 from pipeline.ledger.fold import State, fold
 from pipeline.tracking.connection import Registry, pages
 
@@ -43,6 +46,9 @@ RUN_TAG, ANCHOR_TAG = "prefixline.ledger", "prefixline.ledger_anchor"
 
 VALUE_LIMIT = 6_000
 """Characters of a param's value in MLflow."""
+
+FIRST_WAIT, LONGEST_WAIT = 0.1, 3.0
+"""Seconds, at most, before an epoch is claimed again; twice as long each time."""
 
 _EPOCH, _PART = re.compile("[0-9]{6,}"), re.compile("part\\.[0-9a-f]{64}")
 
@@ -116,6 +122,30 @@ def names(registry: Registry) -> frozenset[str]:
         return frozenset(pointer.name.removeprefix(POINTER) for pointer in pointers)
 
 
+def append(registry: Registry, reading: Reading, make: Callable[[Reading], E | None]) -> E | None:
+    """Append what `make` makes of the ledger: first as `reading` has it, then, where another event came first, as it is now.
+
+    Each time another came first it waits, longer and longer and by chance (exponential backoff with full jitter), so that
+    many who came second together do not all come again together.
+
+    Args:
+        make: the event that follows; None ends it, since none is needed; what it raises ends it too.
+
+    Returns:
+        The event; None where `make` made none.
+
+    Raises:
+        IntegrityError, RegistryError, UnreachableError: as `read` and `claim`.
+    """
+    for attempt in itertools.count():
+        event = make(reading)
+        if event is None or claim(registry, event) == event:
+            return event
+        time.sleep(random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2**attempt)))  # noqa: S311
+        reading = read(registry, reading.name)
+    raise AssertionError("unreachable: count() has no end")
+
+
 def claim(registry: Registry, event: Event) -> Event:
     """Write `event` at its epoch, unless that is taken.
 
@@ -133,22 +163,25 @@ def claim(registry: Registry, event: Event) -> Event:
         head, parts = _divided(content)
         for digest, part in parts.items():
             registry.put(registry.client.log_param, run_id, f"part.{digest}", part)
-    try:
-        with registry.errors(f"writing epoch {event.epoch} of the ledger of {name}"):
-            # Once more if it fails, which may be sqlite's lock: the same event again does no harm.
-            registry.put(registry.client.log_param, run_id, key, head)
-    except (RegistryError, UnreachableError) as error:
-        # Taken, or written and the reply lost, or not written: the ledger knows.
+    for again in (True, False):
         try:
-            with registry.errors(f"reading epoch {event.epoch} of the ledger of {name}"):
-                params = dict(registry.client.get_run(run_id).data.params)
-        except (RegistryError, UnreachableError) as again:
-            raise type(error)(
-                f"{error}\nWhether this was recorded is not known; `prefixline history {name}` says so once MLflow answers."
-            ) from again
-        if key not in params:
-            raise
-        return from_json(_whole(params[key], params))
+            with registry.errors(f"writing epoch {event.epoch} of the ledger of {name}"):
+                registry.client.log_param(run_id, key, head)
+            break
+        except (RegistryError, UnreachableError) as error:
+            # Taken, or written and the reply lost, or not written: the ledger knows.
+            try:
+                with registry.errors(f"reading epoch {event.epoch} of the ledger of {name}"):
+                    params = dict(registry.client.get_run(run_id).data.params)
+            except (RegistryError, UnreachableError) as unread:
+                raise type(error)(
+                    f"{error}\nWhether this was recorded is not known; `prefixline history {name}` says so once MLflow "
+                    "answers."
+                ) from unread
+            if key in params:
+                return from_json(_whole(params[key], params))
+            if not again:  # the first time it may be sqlite's lock; the same event once more does no harm
+                raise
     return event
 
 

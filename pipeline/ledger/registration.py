@@ -5,7 +5,8 @@ from __future__ import annotations
 from pipeline.errors import IntegrityError
 from pipeline.ledger import log
 from pipeline.ledger.events import Registered
-from pipeline.ledger.fold import State, following
+from pipeline.ledger.fold import following
+from pipeline.ledger.log import Reading
 from pipeline.ledger.projection import project
 from pipeline.tracking.connection import Registry
 
@@ -19,24 +20,27 @@ def enter(
     verdict_digest: str,
     actor: str,
     reason: str,
-) -> State:
+) -> Reading:
     """Enter the version, unless it is, and put the alias `candidate` where it belongs.
 
     Where another event comes first, the next epoch is tried: a registration expects nothing of the stages.
+
+    Returns:
+        The ledger afterwards.
 
     Raises:
         IntegrityError: a version of this number is entered with another lineage record, or the ledger is not what
             was written.
         RegistryError, UnreachableError: MLflow refused, or does not answer.
     """
-    while True:
-        state = log.read(registry, name).state
-        entered = state.registered.get(version)
+
+    def entering(reading: Reading) -> Registered | None:
+        entered = reading.state.registered.get(version)
         if entered is not None:
             check_entered(entered, lineage_digest, verdict_digest)
-            break
-        event = following(
-            state,
+            return None
+        return following(
+            reading.state,
             Registered,
             prefix=name,
             version=version,
@@ -46,10 +50,10 @@ def enter(
             lineage_digest=lineage_digest,
             verdict_digest=verdict_digest,
         )
-        if log.claim(registry, event) == event:
-            break
+
+    log.append(registry, log.read(registry, name), entering)
     reading, _ = project(registry, name, stages=("candidate",))
-    return reading.state
+    return reading
 
 
 def differences(entered: Registered, lineage_digest: str, verdict_digest: str) -> list[tuple[str, str, str]]:

@@ -6,6 +6,7 @@ from pipeline.errors import RegistryError
 from pipeline.ledger import log
 from pipeline.ledger.events import Tainted
 from pipeline.ledger.fold import following
+from pipeline.ledger.log import Reading
 from pipeline.ledger.projection import project
 from pipeline.tracking.connection import Registry
 
@@ -24,13 +25,14 @@ def taint(registry: Registry, name: str, version: str, *, row: str, actor: str, 
         IntegrityError: the ledger is not what was written.
         UnreachableError: MLflow does not answer.
     """
-    while True:
-        state = log.read(registry, name).state
+
+    def tainting(reading: Reading) -> Tainted | None:
+        state = reading.state
         if any(event.row == row for event in state.tainted.get(version, ())):
-            return False
+            return None
         if (entered := state.registered.get(version)) is None:
             raise RegistryError(f"{name}: the ledger knows no version {version}")
-        event = following(
+        return following(
             state,
             Tainted,
             prefix=name,
@@ -42,6 +44,8 @@ def taint(registry: Registry, name: str, version: str, *, row: str, actor: str, 
             verdict_digest=entered.verdict_digest,
             row=row,
         )
-        if log.claim(registry, event) == event:
-            project(registry, name, stages=())  # which marks the end of the ledger
-            return True
+
+    if log.append(registry, log.read(registry, name), tainting) is None:
+        return False
+    project(registry, name, stages=())  # which marks the end of the ledger
+    return True
