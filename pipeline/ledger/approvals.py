@@ -131,7 +131,7 @@ def wait(
         if time.monotonic() >= deadline:
             reason = f"{count} of {rules.approvals} approvals after {seconds:g} seconds"
             event = _answer(reading.state, request, TimedOut, actor=actor, reason=reason, key=key)
-            if log.claim(registry, event) != event:
+            if not log.claim(registry, event):
                 continue  # what came first may be the approval
             raise RefusedError(
                 f"{name}: {asked.sentence} at epoch {asked.epoch} and had {reason}; it is given up. Promoting again asks anew"

@@ -28,7 +28,7 @@ from pipeline.digest import canonical_json
 from pipeline.errors import IntegrityError, RegistryError, UnreachableError
 from pipeline.ledger import chain
 from pipeline.ledger.chain import Anchor
-from pipeline.ledger.events import E, Event, from_json
+from pipeline.ledger.events import E, Event
 from pipeline.ledger.fold import State, fold
 from pipeline.tracking.connection import Registry, pages
 
@@ -47,7 +47,10 @@ RUN_TAG, ANCHOR_TAG = "prefixline.ledger", "prefixline.ledger_anchor"
 VALUE_LIMIT = 6_000
 """Characters of a param's value in MLflow."""
 
-FIRST_WAIT, LONGEST_WAIT = 0.1, 3.0
+TAKEN = "Changing param values is not allowed"
+"""What MLflow says of a param that has another value. Where it says so in other words the run is read, which takes longer."""
+
+FIRST_WAIT, LONGEST_WAIT = 0.2, 5.0
 """Seconds, at most, before an epoch is claimed again; twice as long each time."""
 
 _EPOCH, _PART = re.compile("[0-9]{6,}"), re.compile("part\\.[0-9a-f]{64}")
@@ -139,18 +142,18 @@ def append(registry: Registry, reading: Reading, make: Callable[[Reading], E | N
     """
     for attempt in itertools.count():
         event = make(reading)
-        if event is None or claim(registry, event) == event:
+        if event is None or claim(registry, event):
             return event
         time.sleep(random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2**attempt)))  # noqa: S311
         reading = read(registry, reading.name)
     raise AssertionError("unreachable: count() has no end")
 
 
-def claim(registry: Registry, event: Event) -> Event:
+def claim(registry: Registry, event: Event) -> bool:
     """Write `event` at its epoch, unless that is taken.
 
     Returns:
-        The event that holds the epoch: `event` itself, or that of whoever was first.
+        Whether it holds the epoch; False where another does.
 
     Raises:
         UnreachableError, RegistryError: MLflow does not answer, or refused; whether the event was written is said
@@ -167,22 +170,24 @@ def claim(registry: Registry, event: Event) -> Event:
         try:
             with registry.errors(f"writing epoch {event.epoch} of the ledger of {name}"):
                 registry.client.log_param(run_id, key, head)
-            break
+            return True
         except (RegistryError, UnreachableError) as error:
+            if TAKEN in str(error):
+                return False
             # Taken, or written and the reply lost, or not written: the ledger knows.
             try:
                 with registry.errors(f"reading epoch {event.epoch} of the ledger of {name}"):
-                    params = dict(registry.client.get_run(run_id).data.params)
+                    held = registry.client.get_run(run_id).data.params.get(key)
             except (RegistryError, UnreachableError) as unread:
                 raise type(error)(
                     f"{error}\nWhether this was recorded is not known; `prefixline history {name}` says so once MLflow "
                     "answers."
                 ) from unread
-            if key in params:
-                return from_json(_whole(params[key], params))
+            if held is not None:
+                return bool(held == head)
             if not again:  # the first time it may be sqlite's lock; the same event once more does no harm
                 raise
-    return event
+    raise AssertionError("unreachable: the second time returns or raises")
 
 
 def mark(registry: Registry, reading: Reading) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pipeline.ledger import log
-from pipeline.ledger.events import STAGES, Stage
+from pipeline.ledger.events import STAGES, Stage, Tainted
 from pipeline.ledger.log import Reading
 from pipeline.tracking.connection import Registry
 
@@ -60,14 +60,17 @@ def project(
     client = registry.client
     before: dict[Stage, OutOfStep] = {}
     deleted: set[OutOfStep] = set()
+    marked = False
     with registry.errors(f"setting the aliases of {name}"):
         while True:
             reading = log.read(registry, name)
             state = reading.state
             chosen = state.moved if stages is None else stages
             wrong = [each for each in out_of_step(reading, chosen) if each not in deleted]
-            marked = reading.anchor is not None and reading.anchor.epoch == state.epoch
-            if not wrong and (marked or state.epoch == 0):
+            after_mark = reading.events[0 if reading.anchor is None else reading.anchor.epoch :]
+            if marked:  # others' refusals and approvals may go on coming, and are not run after
+                after_mark = tuple(each for each in after_mark if each.moves or isinstance(each, Tainted))
+            if not wrong and not after_mark:
                 return reading, tuple(each for each in before.values() if each not in deleted)
             for each in wrong:
                 before.setdefault(each.stage, each)
@@ -80,5 +83,6 @@ def project(
                     if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                         raise
                     deleted.add(each)
-            if not marked and state.epoch > 0:
+            if after_mark:
                 log.mark(registry, reading)
+                marked = True

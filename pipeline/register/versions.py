@@ -325,9 +325,8 @@ def fetch(registry: Registry, verified: VerifiedVersion, adapters: Path) -> Fetc
     folder = adapters / record.adapter_digest
     if not folder.exists():
         with new_folder(folder) as fresh, tempfile.TemporaryDirectory() as scratch:
-            shutil.copytree(
-                download(registry, version, ADAPTER_PATH, Path(scratch)), fresh, dirs_exist_ok=True
-            )
+            (adapter,) = _download(registry, version, Path(scratch), ADAPTER_PATH)
+            shutil.copytree(adapter, fresh, dirs_exist_ok=True)
             digest.verify(fresh, record.files)
     digest.verify(folder, record.files)
     return FetchedVersion(version.version, record.adapter_digest, folder, record)
@@ -344,15 +343,14 @@ def download_model(registry: Registry, verified: VerifiedVersion, target: Path) 
     record, version = verified.record, verified.version
     tagged = version.tags.get(MANIFEST_DIGEST)
     target.mkdir()
-    listing = download(registry, version, MANIFEST_FILE, target)
+    (listing,) = _download(registry, version, target, MANIFEST_FILE)
     if (found := digest.sha256_file(listing)) != tagged:
         raise IntegrityError(
             [f"{MANIFEST_FILE}: SHA-256 is {found}, expected {tagged}"],
             heading=f"{version.name} version {version.version} is not what was registered; do not use it:",
         )
     manifest: dict[str, str] = json.loads(listing.read_bytes())
-    for name in sorted({name.split("/")[0] for name in manifest}):
-        download(registry, version, name, target)
+    _download(registry, version, target, *sorted({name.split("/")[0] for name in manifest}))
     try:
         digest.verify(target, {**manifest, MANIFEST_FILE: found})
         digest.verify(target / ADAPTER_PATH, record.files)
@@ -504,7 +502,7 @@ def lineage_record(registry: Registry, version: RegisteredVersion) -> LineageRec
     if expected is None:
         raise RegistryError(f"{where}: has no lineage; it was not registered by prefixline")
     with tempfile.TemporaryDirectory() as scratch:
-        path = download(registry, version, LINEAGE_PATH, Path(scratch))
+        (path,) = _download(registry, version, Path(scratch), LINEAGE_PATH)
         found = digest.sha256_file(path)
         if found != expected:
             raise IntegrityError(
@@ -514,15 +512,20 @@ def lineage_record(registry: Registry, version: RegisteredVersion) -> LineageRec
         return LineageRecord.from_json(path.read_bytes())
 
 
-def download(registry: Registry, version: RegisteredVersion, path: str, target: Path) -> Path:
-    """One file or folder of the version's model, below `target`, not verified; where it lies there.
+def _download(registry: Registry, version: RegisteredVersion, target: Path, *paths: str) -> list[Path]:
+    """Files or folders of the version's model, below `target`, not verified; where each lies there.
 
     From where the files lie: for a `models:/` address MLflow would ask its global registry (tried).
     """
     from mlflow.artifacts import download_artifacts
 
-    with registry.errors(f"downloading {path} of {version.name} version {version.version}"):
+    with registry.errors(f"downloading {', '.join(paths)} of {version.name} version {version.version}"):
         root = registry.client.get_model_version_download_uri(version.name, version.version)
-        return Path(
-            download_artifacts(artifact_uri=f"{root}/{path}", dst_path=str(target), tracking_uri=registry.uri)
-        )
+        return [
+            Path(
+                download_artifacts(
+                    artifact_uri=f"{root}/{path}", dst_path=str(target), tracking_uri=registry.uri
+                )
+            )
+            for path in paths
+        ]

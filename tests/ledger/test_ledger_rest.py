@@ -61,7 +61,7 @@ def test_replies_lost_while_a_ledger_is_begun_leave_one_ledger(server: str, tmp_
         registry = mlflow_registry.connect(uri)
         registry.client.create_registered_model("begun")
         event = world.follow([], world.Registered, "1", prefix="begun")
-        assert log.claim(registry, event) == event
+        assert log.claim(registry, event)
     assert set(lost) == lost_ones
     assert log.read(mlflow_registry.connect(server), "begun").events == (event,)
 
