@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.cli import main
+from pipeline.cli.common import print_json
 from pipeline.environment import quiet_environment
 
 PREFIXLINE = Path(sys.executable).with_name("prefixline")
@@ -95,6 +96,17 @@ def test_every_reporting_command_can_print_json():
         if any(option.name == "json_output" for option in command.params)
     }
     assert have == reporting
+
+
+def test_json_holds_nothing_that_steers_a_terminal_and_reads_back_as_it_was(
+    capsys: pytest.CaptureFixture[str],
+):
+    value = {"reason": 'one\ntwo \x1b[2J \x7f \x9b31m \u202e \U000e0041 \U0001f600 é \\ "'}
+    print_json(value)
+    printed = capsys.readouterr().out
+    assert all(char.isprintable() or char == "\n" for char in printed)
+    assert "\U0001f600 é" in printed
+    assert json.loads(printed) == value
 
 
 def test_help_loads_no_heavy_library(tmp_path: Path):

@@ -14,12 +14,13 @@ import json
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pipeline import nested
 from pipeline.digest import canonical_json, digest
 from pipeline.errors import RegistryError
 from pipeline.tracking.connection import Registry as Registry
@@ -134,7 +135,7 @@ def log_params(registry: Registry, run_id: str, params: Mapping[str, Any]) -> No
     from mlflow.entities import Param
 
     flat = []
-    for key, value in _flatten(params):
+    for key, value in nested.flat(params):
         text = value if isinstance(value, str) else canonical_json(value).decode()
         flat.append(Param(key, text if len(text) <= PARAM_LIMIT else f"sha256:{digest(value)}"))
     with registry.errors(f"logging params of run {run_id}"):
@@ -285,14 +286,6 @@ def _close(registry: Registry, run_id: str, tags: Mapping[str, str]) -> None:
 def _short(text: str) -> str:
     end = " … (cut; the whole is in the artifacts)"
     return text if len(text) <= TAG_LIMIT else text[: TAG_LIMIT - len(end)] + end
-
-
-def _flatten(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    for key, inner in value.items():
-        if isinstance(inner, Mapping) and inner:
-            yield from _flatten(inner, f"{path}{key}.")
-        else:
-            yield f"{path}{key}", inner
 
 
 def _runs(registry: Registry, prefix: str, run_key: str) -> list[Run]:

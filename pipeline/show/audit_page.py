@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.files import write_bytes
 from pipeline.ledger.events import STAGES
 from pipeline.params import METRICS
+from pipeline.show.counted import counted
 from pipeline.show.graph import SHORT, picture
 from pipeline.show.lineage_graph import faults_by_version, prefix_graph, unknown_later
 from pipeline.show.metric_history import metric_histories
@@ -42,13 +43,13 @@ def checked(verification: Mapping[str, Any] | None) -> tuple[str, str]:
             "Nothing was hashed again for this page: it shows what is recorded, not whether it is still true.",
         )
     faults = sum(len(version["faults"]) for version in verification["versions"]) + len(verification["gone"])
-    looked = f"{verification['files']:,} files, {verification['bytes']:,} bytes hashed"
+    looked = f"{counted(verification['files'], 'file')}, {counted(verification['bytes'], 'byte')} hashed"
     if verification["sound"]:
         return (
             "Sound",
             f"Every version was followed to what it was made from, and nothing is wrong: {looked}.",
         )
-    return _count(faults, "fault"), f"Something is not what was recorded: {looked}."
+    return counted(faults, "fault"), f"Something is not what was recorded: {looked}."
 
 
 def _page(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,13 +86,13 @@ def _page(found: Mapping[str, Any]) -> dict[str, Any]:
 
 def _summary(found: Mapping[str, Any]) -> str:
     standing = {at["stage"]: at["version"] for at in found["stages"]}
-    count = _count(sum(version["duplicate_of"] is None for version in found["versions"]), "version")
+    count = counted(sum(version["duplicate_of"] is None for version in found["versions"]), "version")
     where = (
         f"version {standing['production']} is in production"
         if "production" in standing
         else "none is in production"
     )
-    events = _count(len(found["events"]), "event")
+    events = counted(len(found["events"]), "event")
     return f"{count}; {where}. The ledger has {events}."
 
 
@@ -194,7 +195,7 @@ def _verdict(version: Mapping[str, Any]) -> dict[str, Any]:
         "version": version["version"],
         "problem": version["problem"],
         "passed": record is not None and record["verdict"].get("passed") is True,
-        "said": f"{met} of {_count(len(raw), 'criterion', 'criteria')} met",
+        "said": f"{met} of {counted(len(raw), 'criterion', 'criteria')} met",
         "criteria": [criterion_row(one) for one in raw],
     }
 
@@ -219,7 +220,3 @@ def _event(event: Mapping[str, Any]) -> dict[str, Any]:
         "reason": event["reason"],
         "digest": event["sha256"][:SHORT],
     }
-
-
-def _count(number: int, one: str, many: str | None = None) -> str:
-    return f"{number:,} {one if number == 1 else many or one + 's'}"

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
+from pipeline.show.counted import counted
 from pipeline.show.graph import SHORT, Graph, Node
 from pipeline.show.graph_layout import Edge
 from pipeline.show.report_analysis import metric_title
@@ -171,7 +172,7 @@ def _results(record: Mapping[str, Any]) -> list[Node]:
     passed = verdict.get("passed") is True
     return [
         Node("experiment", "Experiment", experiment["name"], f"commit {experiment['commit'][:SHORT]}", {**experiment, "Run key": record["run_key"], "Created": record["created"]}),
-        Node("adapter", "Prefix files", record["adapter_digest"][:SHORT], _count(len(record["files"]), "file"), {"Adapter digest": record["adapter_digest"], "Files": record["files"]}),
+        Node("adapter", "Prefix files", record["adapter_digest"][:SHORT], counted(len(record["files"]), "file"), {"Adapter digest": record["adapter_digest"], "Files": record["files"]}),
         Node("verdict", "Verdict and metrics", "passed" if passed else "failed", f"{met} of {len(asked)} criteria met",
              {"Passed": passed, "Criteria": criteria(verdict), "Metrics": record["metrics"]}, "" if passed else "fail"),
         Node("run", "Run", "MLflow", str(runs["mlflow"])[:SHORT], {"MLflow": runs["mlflow"], "Prefect": runs["prefect"]}),
@@ -248,10 +249,6 @@ def _start(start: Mapping[str, Any], note: str) -> Node:
         return _folder(start, f"folder {start['adapter_digest']}")
     key = _name(start["prefix"], start["version"])
     return Node(key, "Started from", f"{start['prefix']} {start['version']}", note, start)
-
-
-def _count(number: int, one: str) -> str:
-    return f"{number} {one if number == 1 else one + 's'}"
 
 
 def unknown_later(later: Mapping[str, Any]) -> Sequence[str]:

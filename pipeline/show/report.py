@@ -23,6 +23,7 @@ from urllib.parse import quote
 from pipeline.errors import DataError
 from pipeline.files import write_bytes, write_json
 from pipeline.show import plots
+from pipeline.show.counted import counted
 from pipeline.show.report_analysis import Analysis, metric_number, metric_title
 from pipeline.show.report_data import ReportData
 from pipeline.show.report_view import page_of, spoken_time, tone_of
@@ -91,7 +92,7 @@ def write_index(folder: Path) -> Path:
             runs.append(run)
     runs.sort(key=lambda run: (run["created"], run["link"]), reverse=True)
     prefixes = len({run["prefix"] for run in runs})
-    summary = f"{_count(len(runs), 'report')} of {_count(prefixes, 'prefix', 'prefixes')}"
+    summary = f"{counted(len(runs), 'report')} of {counted(prefixes, 'prefix', 'prefixes')}"
     page = {"runs": runs, "problems": problems, "summary": summary}
     index = folder / "index.html"
     write_bytes(index, render("index.html.j2", page).encode())
@@ -162,7 +163,3 @@ def _soft(text: str) -> Any:
     from markupsafe import Markup, escape
 
     return Markup(re.sub(r"([_/.-])(?=\w)", r"\1<wbr>", str(escape(text))))  # noqa: S704  (escaped here)
-
-
-def _count(number: int, one: str, many: str | None = None) -> str:
-    return f"{number} {one if number == 1 else many or one + 's'}"

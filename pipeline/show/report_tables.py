@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
+
+from pipeline import nested
 
 Table = dict[str, Any]
 """{caption, columns, rows [{key, cells}]}; a grid has columns, and `first` above its keys."""
@@ -65,7 +67,10 @@ def tables(values: Mapping[str, Any], caption: str, *, grouped: bool = False) ->
     found = [facts(caption, plain, grouped=grouped)]
     for key, value in values.items():
         if isinstance(value, Mapping):
-            found.append(_grid(words(key), value) or facts(words(key), dict(_flat(value)), grouped=grouped))
+            found.append(
+                _grid(words(key), value)
+                or facts(words(key), dict(nested.flat(value, _BELOW)), grouped=grouped)
+            )
     return [table for table in found if table is not None]
 
 
@@ -104,7 +109,9 @@ def lineage_tables(record: Mapping[str, Any]) -> list[Table]:
     plain = {key: value for key, value in shown.items() if not isinstance(value, Mapping)}
     found = [facts("Retraining", plain)]
     found += [
-        facts(words(key), dict(_flat(value))) for key, value in shown.items() if isinstance(value, Mapping)
+        facts(words(key), dict(nested.flat(value, _BELOW)))
+        for key, value in shown.items()
+        if isinstance(value, Mapping)
     ]
     return [table for table in found if table is not None]
 
@@ -125,16 +132,6 @@ def _at(values: Mapping[str, Any], *path: str) -> Any:
     for key in path:
         found = found.get(key) if isinstance(found, Mapping) else None
     return found
-
-
-def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested mappings as (path, value)."""
-    for key, value in values.items():
-        here = f"{path}{_BELOW}{key}" if path else str(key)
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, here)
-        else:
-            yield here, value
 
 
 def _grid(caption: str, values: Mapping[str, Any]) -> Table | None:

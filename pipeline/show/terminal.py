@@ -19,6 +19,7 @@ from pipeline.outcome import Outcome
 from pipeline.promotion import Waiting
 from pipeline.show import compare_page
 from pipeline.show.console import console, plain
+from pipeline.show.counted import counted
 
 CLASSES_SHOWN = 20
 QUANTILES_SHOWN = ("min", "median", "p95", "max")
@@ -219,8 +220,8 @@ def show_verification(result: Mapping[str, Any]) -> None:
     for kind in (kind for kind in _MEANING if kind in kinds):
         out.print(f"{kind}: {_MEANING[kind]}", soft_wrap=True)
     faults = sum(len(version["faults"]) for version in versions) + len(gone)
-    looked = f"{len(versions):,} versions, {result['files']:,} files, {result['bytes']:,} bytes hashed in {result['seconds']:g} s"
-    wrong = "nothing is wrong" if result["sound"] else f"{faults:,} {'fault' if faults == 1 else 'faults'}"
+    looked = f"{counted(len(versions), 'version')}, {counted(result['files'], 'file')}, {counted(result['bytes'], 'byte')} hashed in {result['seconds']:g} s"
+    wrong = "nothing is wrong" if result["sound"] else counted(faults, "fault")
     out.print(f"[bold]{wrong}[/bold]: {looked}", soft_wrap=True)
 
 
