@@ -29,7 +29,8 @@ import torch
 from pipeline.base import base_files, base_model
 from pipeline.data.dataset import prepare
 from pipeline.digest import digest
-from pipeline.params import BaseModelParams, DataParams, PathSource, PrefixParams, TrainingParams, load_params
+from pipeline.params import BaseModelParams, DataParams, PathSource, PrefixParams, TrainingParams
+from pipeline.params_file import load_params
 from pipeline.train.training import train
 
 ROOT = Path(__file__).resolve().parent.parent

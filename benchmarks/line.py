@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.params import load_params
+from pipeline.params_file import load_params
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).resolve().parent.parent

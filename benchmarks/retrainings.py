@@ -22,7 +22,8 @@ from line import BIN, ROOT, run
 
 from pipeline.base import base_files
 from pipeline.digest import digest
-from pipeline.params import PathSource, load_params
+from pipeline.params import PathSource
+from pipeline.params_file import load_params
 
 BANKING77 = """\
 base_models:

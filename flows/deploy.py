@@ -34,7 +34,8 @@ from pydantic import ValidationError
 from pipeline import server_access
 from pipeline.digest import digest
 from pipeline.errors import ParamsError, UnreachableError
-from pipeline.params import Params, ScheduleParams, load_params
+from pipeline.params import Params, ScheduleParams
+from pipeline.params_file import load_params
 
 _PATIENCE_SECONDS = 30.0
 """How long the server may be away before `serve_schedules` gives up."""

@@ -19,7 +19,7 @@ import pytest
 from pipeline import server_access
 from pipeline.digest import digest
 from pipeline.errors import ParamsError, UnreachableError
-from pipeline.params import parse_params
+from pipeline.params_file import parse_params
 from tests.test_servers import start_up, wait_until_up
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -10,7 +10,7 @@ import pydantic
 import pytest
 
 from pipeline.errors import ParamsError
-from pipeline.params import load_params, parse_params
+from pipeline.params_file import load_params, parse_params
 
 DIGEST = "a" * 64
 GOOD: dict[str, Any] = {

@@ -14,7 +14,8 @@ from pipeline.base.base_model import ResolvedBase
 from pipeline.digest import digest, manifest
 from pipeline.errors import AdapterError, IntegrityError, PrefixError, RegistryError
 from pipeline.ledger import tainting
-from pipeline.params import BaseModelParams, PrefixEntry, parse_params
+from pipeline.params import BaseModelParams, PrefixEntry
+from pipeline.params_file import parse_params
 from pipeline.pins import WarmStart
 from pipeline.register import registry as mlflow_registry
 from pipeline.register import versions

@@ -19,7 +19,8 @@ from typing import Any
 from pipeline import files
 from pipeline.errors import WorkspaceError
 from pipeline.locks import exclusive
-from pipeline.params import Params, load_params
+from pipeline.params import Params
+from pipeline.params_file import load_params
 from pipeline.versioning import dvc_repo, git
 
 REMOTE_FOLDER = ".prefixline/dvc-remote"

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from pipeline.digest import canonical_json, digest
 from pipeline.errors import IntegrityError
-from pipeline.params import Params, PrefixEntry, parse_params
+from pipeline.params import Params, PrefixEntry
+from pipeline.params_file import parse_params
 from pipeline.register import lineage
 from pipeline.register.lineage import (
     LineageRecord,

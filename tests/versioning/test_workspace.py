@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ParamsError, WorkspaceError
-from pipeline.params import load_params
+from pipeline.params_file import load_params
 from pipeline.versioning import git
 from pipeline.versioning.workspace import (
     Workspace,
