@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from pipeline.promoting import Promotion
     from pipeline.promotion import Moved, Waiting
 
+EVENTS_SHOWN = 200
+"""By `history`, where not all are asked for."""
+
 with_reason = click.option("--reason", required=True, metavar="TEXT", help="Why; kept in the ledger.")
 with_expectation = click.option(
     "--expect",
@@ -216,9 +219,17 @@ def _time(ctx: click.Context, option: click.Parameter, value: str | None) -> dat
     help="Only what was recorded up to then, and what stood in each stage. ISO 8601; local time if it has no offset.",
 )  # fmt: skip
 @click.option("--repair", is_flag=True, help="Put every alias where the ledger says, first.")
+@click.option(
+    "--all",
+    "every",
+    is_flag=True,
+    help=f"Show every event, not only the newest {EVENTS_SHOWN}; --json always does.",
+)
 @as_json
 @click.pass_obj
-def history(workspace: Path, name: str, at: datetime | None, repair: bool, json_output: bool) -> None:
+def history(
+    workspace: Path, name: str, at: datetime | None, repair: bool, every: bool, json_output: bool
+) -> None:
     """Say who moved which version of the prefix NAME from stage to stage, when and why, and what stands where now.
 
     An alias that is not where the ledger says is named: it was moved by hand, or a command was stopped on the way.
@@ -238,7 +249,7 @@ def history(workspace: Path, name: str, at: datetime | None, repair: bool, json_
     else:
         from pipeline.show.terminal import show_history
 
-        show_history(told)
+        show_history(told, newest=None if every else EVENTS_SHOWN)
 
 
 COMMANDS = (promote, approve, rollback, archive, history)

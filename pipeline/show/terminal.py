@@ -117,13 +117,23 @@ def show_answer(event: Event) -> None:
     out.print(f"request  {event.request}", soft_wrap=True)
 
 
-def show_history(told: Mapping[str, Any]) -> None:
-    """One line for each event, oldest first, and what the events come to."""
+def show_history(told: Mapping[str, Any], *, newest: int | None = None) -> None:
+    """One line for each event, oldest first, and what the events come to.
+
+    Args:
+        newest: how many events are shown; None for all. A table of thousands takes longer to lay out than to read.
+    """
     out = console()
+    shown = told["events"] if newest is None else told["events"][-newest:]
+    if hidden := len(told["events"]) - len(shown):
+        out.print(
+            f"{counted(hidden, 'earlier event')} not shown; `prefixline history {told['prefix']} --all` shows them",
+            soft_wrap=True,
+        )
     grid = Table(title=f"History of {told['prefix']}", title_justify="left", title_style="bold")
     for column in ("epoch", "version", "what", "who", "when", "why"):
         grid.add_column(column, justify="right" if column in ("epoch", "version") else "left")
-    for row in told["events"]:
+    for row in shown:
         joined = {
             "promoted": "promoted to",
             "requested": "requested for",

@@ -12,6 +12,7 @@ from rich.tree import Tree
 from pipeline.ledger.events import STAGES
 from pipeline.show.audit_page import checked
 from pipeline.show.console import console, plain
+from pipeline.show.counted import counted
 from pipeline.show.graph import SHORT, Graph, Node
 from pipeline.show.lineage_graph import faults_by_version, unknown_later, version_graph
 from pipeline.show.report_analysis import metric_number, metric_title
@@ -110,8 +111,8 @@ def _newest(
     """The newest of what is listed oldest first, and how many there are besides."""
     say(table(rows[-most:][::-1]))
     if len(rows) > most:
-        more = len(rows) - most
-        say(f"{more:,} earlier {one}{'s' * (more != 1)}: on the page, which --html writes, or with --json.")
+        more = counted(len(rows) - most, f"earlier {one}")
+        say(f"{more}: on the page, which --html writes, or with --json.")
 
 
 def _stages(standing: Sequence[Mapping[str, Any]]) -> Table:

@@ -9,8 +9,11 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from pipeline.data.dataset import summarise
+from pipeline.ledger.history import history
+from pipeline.ledger.log import Reading
 from pipeline.params import DataParams
-from pipeline.show.terminal import show_card, show_overview, show_verification
+from pipeline.show.terminal import show_card, show_history, show_overview, show_verification
+from tests.ledger import world
 from tests.tiny import WORDS
 
 
@@ -54,3 +57,23 @@ def test_what_mlflow_and_params_say_cannot_steer_the_overview(capsys: pytest.Cap
     shown = capsys.readouterr().out
     assert "\x1b" not in shown
     assert shown.count("[/red]") >= 8
+
+
+@pytest.mark.parametrize(
+    ("newest", "epochs", "hidden"),
+    [(None, "1234", None), (4, "1234", None), (3, "234", "1 earlier event"), (2, "34", "2 earlier events")],
+)
+def test_a_long_history_shows_its_newest_events_and_says_how_many_came_before(
+    capsys: pytest.CaptureFixture[str], newest: int | None, epochs: str, hidden: str | None
+) -> None:
+    chained = world.chain("register 1", "register 2", "staging 1", "production 1")
+    told = history(Reading(world.NAME, "run", tuple(chained), {}, None))
+    signed = [{**row, "signed_by": None} for row in told["events"]]
+    show_history({**told, "events": signed}, newest=newest)
+    said = capsys.readouterr().out
+    rows = [line.split("\u2502")[1].strip() for line in said.splitlines() if line.startswith("\u2502")]
+    assert "".join(rows) == epochs
+    note = f"{hidden} not shown; `prefixline history {world.NAME} --all` shows them"
+    assert (note in said) is (hidden is not None)
+    assert ("not shown" in said) is (hidden is not None)
+    assert "production: 1" in said
