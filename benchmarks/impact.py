@@ -1,8 +1,9 @@
 """`prefixline impact` over many versions of large dataset versions.
 
-    python benchmarks/impact.py [--versions 10000] [--datasets 20] [--rows 1000000] [--through-api 20]
+    python -m benchmarks.impact [--versions 10000] [--datasets 20] [--rows 1000000] [--through-api 20]
+        [--store sqlite|postgresql]
 
-Builds its own world in a temporary folder: a workspace, MLflow on sqlite, and row indexes of random entries, of which
+Builds its own world in a temporary folder: a workspace, MLflow on sqlite or PostgreSQL, and row indexes of random entries, of which
 every second one holds the row that is asked about. The first versions go through MLflow's public API, at some 20 ms
 each; the others are copies of what it wrote, made in the database, since 10,000 would take minutes. Every fourth
 version went on from the one before. Each question is asked in a process of its own. Prints JSON, for each question:
@@ -18,7 +19,6 @@ import gc
 import json
 import os
 import resource
-import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -26,7 +26,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy
+
 from pipeline.environment import quiet_environment
+from pipeline.tracking.connection import MLFLOW_URI
+from tests import mlflow_world
 
 TEXT = "the row that somebody wants erased"
 BASE = "b" * 64
@@ -76,7 +80,7 @@ def build(root: Path, args: argparse.Namespace) -> dict[str, float]:
             await_creation_for=0,
         )  # fmt: skip
     added = time.perf_counter()
-    copy_versions(root / ".prefixline/mlflow.db", through_api, args.versions, indexes, commit)
+    copy_versions(where.mlflow_uri, through_api, args.versions, indexes, commit)
     for number in range(PREFIXES):
         enter(
             connection, f"prefix-{number}", str(args.versions // PREFIXES), lineage_digest="a" * 64,
@@ -114,23 +118,29 @@ def tags(number: int, indexes: list[str], commit: str | None) -> dict[str, str]:
     }
 
 
-def copy_versions(database: Path, first: int, count: int, indexes: list[str], commit: str | None) -> None:
+def copy_versions(uri: str, first: int, count: int, indexes: list[str], commit: str | None) -> None:
     """Versions `first` to `count` as copies of the first one's rows, with tags of their own."""
-    with sqlite3.connect(database) as connection:
-        connection.row_factory = sqlite3.Row
-        version = dict(connection.execute("SELECT * FROM model_versions LIMIT 1").fetchone())
-        tag = dict(connection.execute("SELECT * FROM model_version_tags LIMIT 1").fetchone())
-        for number in range(first, count):
-            key = {"name": f"prefix-{number % PREFIXES}", "version": number // PREFIXES + 1}
-            insert(connection, "model_versions", {**version, **key})
-            for name, value in tags(number, indexes, commit).items():
-                insert(connection, "model_version_tags", {**tag, **key, "key": name, "value": value})
-
-
-def insert(connection: sqlite3.Connection, table: str, row: dict[str, Any]) -> None:
-    """One row; the names are MLflow's own."""
-    marks = ", ".join("?" * len(row))
-    connection.execute(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({marks})", list(row.values()))
+    engine = sqlalchemy.create_engine(uri)
+    with engine.begin() as connection:
+        tables = sqlalchemy.MetaData()
+        tables.reflect(connection, only=["model_versions", "model_version_tags"])
+        versions, version_tags = tables.tables["model_versions"], tables.tables["model_version_tags"]
+        version = dict(connection.execute(sqlalchemy.select(versions).limit(1)).mappings().one())
+        tag = dict(connection.execute(sqlalchemy.select(version_tags).limit(1)).mappings().one())
+        keys = [
+            {"name": f"prefix-{number % PREFIXES}", "version": number // PREFIXES + 1}
+            for number in range(first, count)
+        ]
+        connection.execute(versions.insert(), [{**version, **key} for key in keys])
+        connection.execute(
+            version_tags.insert(),
+            [
+                {**tag, **key, "key": name, "value": value}
+                for number, key in enumerate(keys, first)
+                for name, value in tags(number, indexes, commit).items()
+            ],
+        )
+    engine.dispose()
 
 
 def ask(root: Path, kind: Any, asked: str) -> dict[str, Any]:
@@ -169,8 +179,8 @@ def ask(root: Path, kind: Any, asked: str) -> dict[str, Any]:
 def in_process(root: Path, kind: str, asked: str) -> dict[str, Any]:
     """One question in a process of its own."""
     environment = {**os.environ, **quiet_environment(), "PYTHONPATH": str(Path(__file__).parents[1])}
-    command = [sys.executable, __file__, "--ask", str(root), kind, asked]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", "benchmarks.impact", "--ask", str(root), kind, asked]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
 
@@ -189,11 +199,14 @@ def whole_command(root: Path, kind: str, asked: str) -> dict[str, float]:
 
 def main() -> None:
     """Build, ask, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--versions", type=int, default=10_000)
     parser.add_argument("--datasets", type=int, default=20)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--through-api", type=int, default=20)
+    parser.add_argument("--store", choices=["sqlite", "postgresql"], default="sqlite")
     parser.add_argument("--ask", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     os.environ.update(quiet_environment())
@@ -202,7 +215,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch).resolve() / "workspace"
-        result: dict[str, Any] = {key: vars(args)[key] for key in ("versions", "datasets", "rows")}
+        os.environ[MLFLOW_URI] = mlflow_world.backend(Path(scratch) / "mlflow.db", args.store)
+        result: dict[str, Any] = {key: vars(args)[key] for key in ("store", "versions", "datasets", "rows")}
         result |= build(root, args)
         from pipeline.versioning import git
 
