@@ -1,10 +1,10 @@
 """The ledger: folding and reading many events, and how long a promotion takes.
 
-    python benchmarks/ledger.py [--events 100000] [--promotions 40]
+    python -m benchmarks.ledger [--events 100000] [--promotions 40] [--store sqlite|postgresql] [--through direct|server]
 
 Folding and reading are of a made-up chain in memory, in processor seconds: what MLflow's own reading of its database takes
-comes on top. Promotions are real ones, of two versions in turns, in a workspace in a temporary folder with MLflow on sqlite,
-in seconds by the clock; "checks" is the part that looks the version up and verifies its lineage record. Prints JSON.
+comes on top. Promotions are real ones, of two versions in turns, in a workspace in a temporary folder, in seconds by the clock.
+Their checks are looking the version up with its lineage record, and hashing all files of its model. Prints JSON.
 """
 
 from __future__ import annotations
@@ -14,18 +14,31 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from verify import NAME, make
-
+from benchmarks.verify import NAME, make
 from pipeline import promotion
-from pipeline.ledger import chain
+from pipeline.environment import quiet_environment
+from pipeline.ledger import chain, log
 from pipeline.ledger.events import NOTHING, Event, Promoted, Registered, new_id, now
 from pipeline.ledger.fold import fold
-from pipeline.register import registry, versions
+from tests import mlflow_world
 
 ACTOR, REASON = "benchmark <benchmark@localhost>", "measured"
+ADAPTER_BYTES = 300_000
+"""Of a prefix of 16 positions on a base of 6 layers of 384."""
+
+CHECKS = ("check: the version and its lineage record", "check: the files of its model")
+PARTS: dict[str, tuple[Any, str]] = {
+    CHECKS[0]: (promotion, "_verified"),
+    CHECKS[1]: (promotion, "_check_files"),
+    "reading the ledger (also in the first check)": (log, "read"),
+    "claiming the epoch": (log, "claim"),
+    "noting the newest event at the model": (log, "mark"),
+}
 
 
 def main() -> None:
@@ -35,10 +48,15 @@ def main() -> None:
     )
     parser.add_argument("--events", type=int, default=100_000)
     parser.add_argument("--promotions", type=int, default=40)
+    parser.add_argument("--store", choices=["sqlite", "postgresql"], default="sqlite")
+    parser.add_argument("--through", choices=["direct", "server"], default="direct")
     arguments = parser.parse_args()
     print(
         json.dumps(
-            {"events": many_events(arguments.events), "promotions": promotions(arguments.promotions)},
+            {
+                "events": many_events(arguments.events),
+                "promotions": promotions(arguments.promotions, arguments.store, arguments.through),
+            },
             indent=2,
         )
     )
@@ -75,26 +93,51 @@ def made(epoch: int, previous: str) -> Event:
     )  # fmt: skip
 
 
-def promotions(count: int) -> dict[str, Any]:
+def promotions(count: int, store: mlflow_world.Store, through: str) -> dict[str, Any]:
     """Two versions promoted to staging in turns."""
-    with tempfile.TemporaryDirectory() as scratch:
-        root = Path(scratch) / "workspace"
-        make(root, 2, 10_000, 10_000, 100)
-        connection = registry.connect(
-            f"sqlite:///{root}/.prefixline/mlflow.db",
-            artifact_root=(root / ".prefixline/mlartifacts").as_uri(),
-        )
-        whole, checks = [], []
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory())).resolve()
+        uri = mlflow_world.backend(folder / "mlflow.db", store)
+        if through == "server":
+            uri = stack.enter_context(mlflow_world.server(folder, mlflow_world.free_port(), uri=uri))
+        connection = make(folder / "workspace", 2, ADAPTER_BYTES, 10_000, 100, uri)
+        parts: dict[str, list[float]] = {}
+        for what, (module, name) in PARTS.items():
+            parts[what] = stack.enter_context(watched(module, name))
+        whole: list[float] = []
         for number in range(count):
-            version = str(1 + number % 2)
+            for seconds in parts.values():
+                seconds.append(0.0)
             started = time.perf_counter()
-            versions.lookup(connection, NAME, version)
-            looked = time.perf_counter()
-            promotion.promote(connection, NAME, version, to="staging", reason=REASON, actor=ACTOR)
-            whole.append(time.perf_counter() - looked)
-            checks.append(looked - started)
-    rest = [each - check for each, check in zip(whole, checks, strict=True)]
-    return {"count": count, "whole": spread(whole), "checks": spread(checks), "besides_checks": spread(rest)}
+            promotion.promote(connection, NAME, str(1 + number % 2), to="staging", reason=REASON, actor=ACTOR)
+            whole.append(time.perf_counter() - started)
+    rest = [
+        each - sum(checks) for each, *checks in zip(whole, *(parts[what] for what in CHECKS), strict=True)
+    ]
+    return {
+        "count": count, "store": store, "through": through, "whole": spread(whole), "besides its checks": spread(rest),
+        "of these": {what: spread(seconds) for what, seconds in parts.items()},
+    }  # fmt: skip
+
+
+@contextmanager
+def watched(module: Any, name: str) -> Iterator[list[float]]:
+    """Seconds spent in a function, added to the last of what is given."""
+    inner = getattr(module, name)
+    seconds: list[float] = []
+
+    def timed(*arguments: Any, **named: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return inner(*arguments, **named)
+        finally:
+            seconds[-1] += time.perf_counter() - started
+
+    setattr(module, name, timed)
+    try:
+        yield seconds
+    finally:
+        setattr(module, name, inner)
 
 
 def spread(seconds: list[float]) -> dict[str, float]:
@@ -107,4 +150,7 @@ def spread(seconds: list[float]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
+    import os
+
+    os.environ.update(quiet_environment())
     main()

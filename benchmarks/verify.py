@@ -98,8 +98,10 @@ def experiment(
     return commit
 
 
-def make(root: Path, count: int, adapter_bytes: int, base_bytes: int, rows: int) -> None:
-    """The workspace with everything in it."""
+def make(
+    root: Path, count: int, adapter_bytes: int, base_bytes: int, rows: int, uri: str | None = None
+) -> registry.Registry:
+    """The workspace with everything in it; its MLflow, which is at `uri`, by default on sqlite in the workspace."""
     draw = random.Random(0)
     workspace: Workspace = init_workspace(root)
     write(root / "base/config.json", b'{"model_type": "bert"}')
@@ -124,7 +126,8 @@ def make(root: Path, count: int, adapter_bytes: int, base_bytes: int, rows: int)
         "labels": ["x"], "row_ids": hashlib.sha256(ids).hexdigest(), "row_root": rows_root(ids),
     }  # fmt: skip
     connection = registry.connect(
-        f"sqlite:///{root}/.prefixline/mlflow.db", artifact_root=(root / ".prefixline/mlartifacts").as_uri()
+        uri or f"sqlite:///{root}/.prefixline/mlflow.db",
+        artifact_root=(root / ".prefixline/mlartifacts").as_uri(),
     )
     for number in range(count):
         key = hashlib.sha256(b"%d" % number).hexdigest()
@@ -181,6 +184,7 @@ def make(root: Path, count: int, adapter_bytes: int, base_bytes: int, rows: int)
         )
         print(f"\r{number + 1} of {count} versions", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
+    return connection
 
 
 def verify(root: Path) -> dict[str, Any]:

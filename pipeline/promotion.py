@@ -203,9 +203,10 @@ def promote(
         UnreachableError: MLflow does not answer.
     """
     check_reason(reason)
-    verified = _verified(registry, name, version)
+    _check_number(name, version)
     reading, repaired = project(registry, name)
     state = reading.state
+    verified = _verified(registry, reading, version)
     number = verified.version.version
     if number not in state.registered:
         # Made before there was a ledger, or its registration was cut off on the way.
@@ -315,7 +316,7 @@ def rollback(
             "before that, or promote a version by the rules of production"
         )
     entered = state.registered[version]
-    verified = _verified(registry, name, version)
+    verified = _verified(registry, reading, version)
     check_entered(entered, **_digests(verified))
     _check_files(registry, verified)
     mover = _Mover(registry, entered, "production", actor, reason, key)
@@ -385,11 +386,15 @@ def _asked(mover: _Mover, rules: Rules, reading: Reading) -> tuple[Request, Read
     return found, now
 
 
-def _verified(registry: Registry, name: str, version: str) -> VerifiedVersion:
-    """The version, if it may be promoted at all."""
+def _check_number(name: str, version: str) -> None:
     if not version.isdecimal():
         raise RegistryError(f"{name}: got the version {version!r}, expected its number")
-    verified = versions.lookup(registry, name, version)
+
+
+def _verified(registry: Registry, reading: Reading, version: str) -> VerifiedVersion:
+    """The version, if it may be promoted at all."""
+    name = reading.name
+    verified = versions.lookup(registry, name, version, reading=reading)
     if verified.version.duplicate_of is not None:
         raise RegistryError(
             f"{name} version {version} is a duplicate of version {verified.version.duplicate_of}, which counts instead"

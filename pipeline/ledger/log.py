@@ -65,6 +65,7 @@ class Reading:
         events: checked, in the order of their epochs.
         aliases: {alias: version} of the registered model.
         anchor: None where the model has no tag yet.
+        tagged: whether the model is tagged with the run.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Reading:
     events: tuple[Event, ...]
     aliases: Mapping[str, str]
     anchor: Anchor | None
+    tagged: bool = False
 
     @cached_property
     def state(self) -> State:
@@ -105,7 +107,8 @@ def read(registry: Registry, name: str) -> Reading:
         if run_id is None:
             return Reading(name, None, (), aliases, anchor)
         params = dict(_run(registry, name, run_id).data.params)
-    return Reading(name, run_id, chain.check(name, _contents(name, params), anchor), aliases, anchor)
+    events = chain.check(name, _contents(name, params), anchor)
+    return Reading(name, run_id, events, aliases, anchor, RUN_TAG in tags)
 
 
 def names(registry: Registry) -> frozenset[str]:
@@ -193,7 +196,8 @@ def claim(registry: Registry, event: Event) -> bool:
 def mark(registry: Registry, reading: Reading) -> None:
     """Tag the registered model with the run that is the ledger and with its newest event."""
     state, client = reading.state, registry.client
-    registry.put(client.set_registered_model_tag, reading.name, RUN_TAG, reading.run_id)
+    if not reading.tagged:
+        registry.put(client.set_registered_model_tag, reading.name, RUN_TAG, reading.run_id)
     registry.put(client.set_registered_model_tag, reading.name, ANCHOR_TAG, f"{state.epoch} {state.head}")
 
 

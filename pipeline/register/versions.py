@@ -241,24 +241,24 @@ def origin(registry: Registry, version: RegisteredVersion) -> Origin:
     return tagged if tagged is not None else Origin.of_record(lineage_record(registry, version))
 
 
-def lookup(registry: Registry, name: str, which: str) -> VerifiedVersion:
+def lookup(registry: Registry, name: str, which: str, *, reading: Reading | None = None) -> VerifiedVersion:
     """The version `which` with its verified lineage record: a number, or a stage (`candidate`, `@production`).
 
     A stage is read from the ledger; any other alias is MLflow's.
+
+    Args:
+        reading: the ledger, for who has read it.
 
     Raises:
         RegistryError: there is none, or it was not registered by prefixline.
         IntegrityError: the record is not the one the version was registered with, or the ledger is not what was
             written.
     """
-    return _look_up(registry, log.read(registry, name), which)
-
-
-def _look_up(registry: Registry, reading: Reading, which: str) -> VerifiedVersion:
-    """As `lookup`, by a ledger that was read."""
     from mlflow.exceptions import MlflowException
 
-    client, name = registry.client, reading.name
+    client = registry.client
+    if reading is None:
+        reading = log.read(registry, name)
     alias = which.removeprefix("@")
     with registry.errors(f"looking up {name}@{alias}"):
         number: str | None
@@ -296,7 +296,7 @@ def production(registry: Registry, name: str) -> VerifiedVersion | None:
     """
     reading = log.read(registry, name)
     if "production" in reading.state.stages:
-        return _look_up(registry, reading, "production")
+        return lookup(registry, name, "production", reading=reading)
     if (alias := reading.aliases.get("production")) is not None:
         raise RegistryError(
             f"{name}: MLflow's alias production is on version {alias}, but the ledger says that nothing is in production: "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import time
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ def _race(uri: str, artifact_root: str | None, version: str, rounds: int, barrie
             results.put((version, "told", str(error)))
         except RegistryError as error:  # it stands there, having won the round before
             barrier.wait(PATIENCE)
+            while log.read(registry, NAME).state.stages.get("staging") == version:
+                time.sleep(0.05)  # until somebody has won this round, or it would stay in the next one too
             results.put((version, "stayed", str(error)))
 
 

@@ -156,8 +156,8 @@ def test_a_verdict_that_did_not_pass_is_never_promoted_whoever_registered_it(
     world.register(registry, tmp_path)
     real = versions.lookup
 
-    def failed(*arguments: Any) -> versions.VerifiedVersion:
-        found = real(*arguments)
+    def failed(*arguments: Any, **named: Any) -> versions.VerifiedVersion:
+        found = real(*arguments, **named)
         found.record.verdict["passed"] = False  # type: ignore[index]
         return found
 
