@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from pipeline.digest import canonical_json
@@ -118,7 +118,7 @@ class Event:
         return canonical_json({**self._values(), "signature": None})
 
     def _values(self) -> dict[str, Any]:
-        return {"event": self.kind, **{name: getattr(self, name) for name in _names(type(self))}}
+        return {"event": self.kind, **{name: getattr(self, name) for name in _NAMES[type(self)]}}
 
     @property
     def digest(self) -> str:
@@ -292,6 +292,9 @@ _KINDS: Mapping[str, type[Event]] = {
     kind.kind: kind
     for kind in (Registered, Promoted, RolledBack, Archived, Requested, Approved, Refused, TimedOut, Tainted)
 }
+_NAMES = {kind: tuple(field.name for field in fields(kind)) for kind in (Event, *_KINDS.values())}
+"""Of the fields: `dataclasses.fields` makes them anew each time, which is a tenth of reading a long ledger."""
+
 _PATTERNS = {
     "previous": _DIGEST,
     "id": _ID,
@@ -299,12 +302,6 @@ _PATTERNS = {
     "lineage_digest": _DIGEST,
     "verdict_digest": _DIGEST,
 }
-
-
-@cache
-def _names(kind: type[Event]) -> tuple[str, ...]:
-    """Of the fields; `dataclasses.fields` makes them anew each time, which is a tenth of reading a long ledger."""
-    return tuple(field.name for field in fields(kind))
 
 
 @lru_cache(maxsize=READ_AGAIN)
@@ -327,7 +324,7 @@ def from_json(content: bytes) -> Event:
         )
     name = raw.get("event")
     kind = _KINDS.get(name) if isinstance(name, str) else None
-    keys = {"event", *_names(kind or Event)}
+    keys = {"event", *_NAMES[kind or Event]}
     if raw.keys() != keys:
         missing, unknown = sorted(keys - raw.keys()), sorted(raw.keys() - keys)
         raise _not_an_event(f"missing keys: {missing}, unknown keys: {unknown}")
