@@ -114,17 +114,17 @@ class _Mover:
             key=self.key,
         )
 
-    def append(self, before: Reading, make: Callable[[Reading], E | None]) -> E | None:
+    def append(self, before: Reading, make: Callable[[Reading], Event | None]) -> Reading | None:
         """Append what `make` makes, as long as no event since `before` unsettles what was decided then.
 
         Returns:
-            The event; None where `make` makes none, since it is not needed any more.
+            The ledger up to the event; None where `make` makes none, since it is not needed any more.
 
         Raises:
             ConflictError: one does, as `check_unmoved`.
         """
 
-        def settled(now: Reading) -> E | None:
+        def settled(now: Reading) -> Event | None:
             self.check_unmoved(before, now)
             return make(now)
 
@@ -371,13 +371,13 @@ def _asked(mover: _Mover, rules: Rules, reading: Reading) -> tuple[Request, Read
     def asking(now: Reading) -> Requested | None:
         return mover.event(now.state, Requested) if now.state.request_for(version, stage) is None else None
 
-    event = mover.append(reading, asking)
+    after = mover.append(reading, asking)
     now = log.read(mover.registry, name)
     found = now.state.request_for(version, stage)
     if found is None:
         raise (
-            closed(now, Request(event))
-            if event is not None
+            closed(now, after.state.requests[after.events[-1].id])
+            if after is not None
             else ConflictError(
                 f"{name}: somebody else's request for version {version} in {stage} was closed just now; look, and decide again"
             )
@@ -458,12 +458,12 @@ def _check_key(name: str, stage: Ruled, rules: Rules, key: SigningKey | None) ->
         )
 
 
-def _moved(registry: Registry, event: Event | None, repaired: tuple[OutOfStep, ...]) -> Moved:
-    """Put the aliases where the ledger says after `event`."""
-    assert event is not None
-    name = event.prefix
+def _moved(registry: Registry, after: Reading | None, repaired: tuple[OutOfStep, ...]) -> Moved:
+    """Put the aliases where the ledger says after its last event."""
+    assert after is not None
+    name, event = after.name, after.events[-1]
     try:
-        reading, _ = project(registry, name)
+        reading, _ = project(registry, name, seen=after)
     except (RegistryError, UnreachableError) as error:
         raise type(error)(
             f"{error}\nThe ledger has it ({event.sentence}, epoch {event.epoch}), but the aliases may not follow yet; "

@@ -85,9 +85,9 @@ def approve(
             raise closed(reading, request)
         return _answer(reading.state, request, kind, actor=actor, reason=reason, key=key)
 
-    event = log.append(registry, log.read(registry, name), answering)
-    assert event is not None
-    return event
+    after = log.append(registry, log.read(registry, name), answering)
+    assert after is not None
+    return after.events[-1]
 
 
 def wait(

@@ -20,7 +20,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,7 @@ from pipeline.digest import canonical_json
 from pipeline.errors import IntegrityError, RegistryError, UnreachableError
 from pipeline.ledger import chain
 from pipeline.ledger.chain import Anchor
-from pipeline.ledger.events import E, Event
+from pipeline.ledger.events import Event
 from pipeline.ledger.fold import State, fold
 from pipeline.tracking.connection import Registry, pages
 
@@ -128,7 +128,7 @@ def names(registry: Registry) -> frozenset[str]:
         return frozenset(pointer.name.removeprefix(POINTER) for pointer in pointers)
 
 
-def append(registry: Registry, reading: Reading, make: Callable[[Reading], E | None]) -> E | None:
+def append(registry: Registry, reading: Reading, make: Callable[[Reading], Event | None]) -> Reading | None:
     """Append what `make` makes of the ledger: first as `reading` has it, then, where another event came first, as it is now.
 
     Each time another came first it waits, longer and longer and by chance (exponential backoff with full jitter), so that
@@ -138,22 +138,27 @@ def append(registry: Registry, reading: Reading, make: Callable[[Reading], E | N
         make: the event that follows; None ends it, since none is needed; what it raises ends it too.
 
     Returns:
-        The event; None where `make` made none.
+        The ledger up to the event, which is its last; None where `make` made none.
 
     Raises:
         IntegrityError, RegistryError, UnreachableError: as `read` and `claim`.
     """
     for attempt in itertools.count():
         event = make(reading)
-        if event is None or claim(registry, event):
-            return event
+        if event is None:
+            return None
+        if claim(registry, event, reading.run_id):
+            return replace(reading, events=(*reading.events, event))
         time.sleep(random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2**attempt)))  # noqa: S311
         reading = read(registry, reading.name)
     raise AssertionError("unreachable: count() has no end")
 
 
-def claim(registry: Registry, event: Event) -> bool:
+def claim(registry: Registry, event: Event, run_id: str | None = None) -> bool:
     """Write `event` at its epoch, unless that is taken.
+
+    Args:
+        run_id: the ledger's run, for who has read it.
 
     Returns:
         Whether it holds the epoch; False where another does.
@@ -165,7 +170,7 @@ def claim(registry: Registry, event: Event) -> bool:
     """
     name, key, content = event.prefix, _key(event.epoch), event.to_json().decode()
     with registry.errors(f"writing epoch {event.epoch} of the ledger of {name}"):
-        run_id = _run_id(registry, name) or _begin(registry, name)
+        run_id = run_id or _run_id(registry, name) or _begin(registry, name)
         head, parts = _divided(content)
         for digest, part in parts.items():
             registry.put(registry.client.log_param, run_id, f"part.{digest}", part)

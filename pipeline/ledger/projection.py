@@ -40,13 +40,14 @@ def out_of_step(reading: Reading, stages: Iterable[Stage] = STAGES) -> tuple[Out
 
 
 def project(
-    registry: Registry, name: str, *, stages: Iterable[Stage] | None = None
+    registry: Registry, name: str, *, stages: Iterable[Stage] | None = None, seen: Reading | None = None
 ) -> tuple[Reading, tuple[OutOfStep, ...]]:
     """Put the aliases where the ledger says.
 
     Args:
         stages: which; None for those that the ledger has ever moved. What was set by hand in another stage, before
             anything was promoted to it, is then left: somebody's service may read it.
+        seen: the ledger as it was a moment ago, for who has it: what to write follows from it, and then it is read anew.
 
     Returns:
         The ledger as it agrees with the aliases, and what was out of step and is not any more. An alias on a version that
@@ -63,14 +64,14 @@ def project(
     marked = False
     with registry.errors(f"setting the aliases of {name}"):
         while True:
-            reading = log.read(registry, name)
+            reading = log.read(registry, name) if seen is None else seen
             state = reading.state
             chosen = state.moved if stages is None else stages
             wrong = [each for each in out_of_step(reading, chosen) if each not in deleted]
             after_mark = reading.events[0 if reading.anchor is None else reading.anchor.epoch :]
             if marked:  # others' refusals and approvals may go on coming, and are not run after
                 after_mark = tuple(each for each in after_mark if each.moves or isinstance(each, Tainted))
-            if not wrong and not after_mark:
+            if seen is None and not wrong and not after_mark:
                 return reading, tuple(each for each in before.values() if each not in deleted)
             for each in wrong:
                 before.setdefault(each.stage, each)
@@ -86,3 +87,4 @@ def project(
             if after_mark:
                 log.mark(registry, reading)
                 marked = True
+            seen = None

@@ -12,7 +12,7 @@ import pytest
 from pipeline import promotion
 from pipeline.errors import ConflictError, IntegrityError, RegistryError, UnreachableError
 from pipeline.ledger import fold, log, registration, tainting
-from pipeline.ledger.events import STAGES, Archived, Event, Promoted, Registered, RolledBack
+from pipeline.ledger.events import STAGES, Archived, Promoted, Registered, RolledBack
 from pipeline.ledger.history import history, up_to
 from pipeline.ledger.projection import out_of_step, project
 from pipeline.register import versions
@@ -247,7 +247,7 @@ def test_whoever_is_second_is_told_who_was_first_and_nothing_is_tried_again(
     assert kept.reason.startswith(f"{ALICE} was first: version 2 was promoted to staging at epoch 4")
     assert aliases(registry) == {"candidate": "3", "staging": "2"}
 
-    def gone(registry: Registry, event: Event) -> Event:
+    def gone(*arguments: Any) -> Any:
         raise UnreachableError("no answer")
 
     def beaten_by_one_that_ends_the_server(*arguments: Any) -> Any:
