@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pipeline.environment import quiet_environment
+
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 NAME = "docstrings"
@@ -26,6 +28,7 @@ def main() -> None:
     """Run every step; the first that fails ends the demo with its exit code."""
     started = time.monotonic()
     os.chdir(ROOT)
+    os.environ.update(quiet_environment())
     os.environ["PATH"] = f"{BIN}{os.pathsep}{os.environ['PATH']}"
 
     say("1. Data: docstrings of the installed libraries. Task: which library is it from?")

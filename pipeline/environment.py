@@ -28,7 +28,7 @@ def quiet_environment(*, offline: bool = True) -> dict[str, str]:
     """The switches as a mapping to put into `os.environ` or a subprocess's environment.
 
     Args:
-        offline: also forbid the model and data hub (tests and the demo).
+        offline: also forbid the model and data hub, and a lineage server (tests and the demo).
     """
-    hub = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"} if offline else {}
-    return {**SWITCHES, **hub}
+    nobody = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OPENLINEAGE_DISABLED": "true"}
+    return {**SWITCHES, **(nobody if offline else {})}

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from pipeline.data import card_page
 from pipeline.digest import canonical_json, digest
@@ -27,46 +28,58 @@ LINEAGE_FILE, LOCK_FILE = "lineage.json", "lock.json"
 """The run's artifacts that hold the lineage record, and what was installed, whose SHA-256 is in it."""
 
 
+def known_at_start(plan: Plan, run_id: str, commit: str) -> dict[str, Any]:
+    """What the lineage record will say, as far as it is known before anything is computed, from `commit` on."""
+    dataset, base = plan.dataset, plan.base
+    return {
+        "prefix": plan.name,
+        "run_key": plan.run_key,
+        "base_model": {
+            "name": base.name,
+            "digest": base.digest,
+            "source": dict(base.source),
+            "files": dict(base.files),
+        },
+        "dataset": {
+            "path": dataset.path,
+            "md5": dataset.md5,
+            "git_commit": dataset.git_commit,
+            "manifest": dict(dataset.manifest),
+        },
+        "params": lineage.identity_params(plan.entry),
+        "code": {"commit": commit, "dirty": False, **plan.code},
+        "environment": lineage.environment_identity(),
+        "runs": {"mlflow": run_id, "prefect": plan.prefect_run},
+        "seed": plan.entry.training.seed,
+        "warm_start": None if plan.warm_start is None else plan.warm_start.to_json(),
+    }
+
+
 def lineage_record(plan: Plan, judged: Judged, rows: Mapping[str, int], created: str) -> LineageRecord:
     """What made this adapter: base model, data, code, parameters, experiment and runs.
 
     `rows` are per split, with their total; `created` is when the MLflow run began, so that a repeat says the same.
     """
     files = {path.name: sha for path, sha in _adapter_files(judged)}
-    dataset, base = plan.dataset, plan.base
+    known = known_at_start(plan, judged.run_id, judged.experiment.baseline)
+    dataset = {
+        **known.pop("dataset"),
+        "rows": dict(rows),
+        "labels": judged.prepared["labels"],
+        "row_index": judged.prepared["row_index"],
+        "splits": lineage.split_digests(judged.prepared["manifest"]),
+        "row_ids": judged.prepared["row_ids"],
+        "row_root": judged.prepared["row_root"],
+    }
     return LineageRecord(
-        prefix=plan.name,
-        run_key=plan.run_key,
+        **known,
         files=files,
         adapter_digest=digest(files),
-        base_model={
-            "name": base.name,
-            "digest": base.digest,
-            "source": dict(base.source),
-            "files": dict(base.files),
-        },
-        dataset={
-            "path": dataset.path,
-            "md5": dataset.md5,
-            "git_commit": dataset.git_commit,
-            "manifest": dict(dataset.manifest),
-            "rows": dict(rows),
-            "labels": judged.prepared["labels"],
-            "row_index": judged.prepared["row_index"],
-            "splits": lineage.split_digests(judged.prepared["manifest"]),
-            "row_ids": judged.prepared["row_ids"],
-            "row_root": judged.prepared["row_root"],
-        },
-        params=lineage.identity_params(plan.entry),
-        code={"commit": judged.experiment.baseline, "dirty": False, **plan.code},
-        environment=lineage.environment_identity(),
+        dataset=dataset,
         experiment={"commit": judged.experiment.commit, "name": judged.experiment.name},
-        runs={"mlflow": judged.run_id, "prefect": plan.prefect_run},
         metrics=judged.evaluated["systems"],
         verdict=judged.verdict.to_json(),
-        seed=plan.entry.training.seed,
         created=created,
-        warm_start=None if plan.warm_start is None else plan.warm_start.to_json(),
     )
 
 

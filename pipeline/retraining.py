@@ -21,6 +21,7 @@ from pipeline.digest import canonical_json
 from pipeline.errors import RegistryError, UnreachableError, WorkspaceError
 from pipeline.forkserver import FORKSERVER
 from pipeline.locks import exclusive
+from pipeline.openlineage.sending import send_broken_off, send_registered, send_rejected, send_started
 from pipeline.outcome import Outcome
 from pipeline.params import BaseModelParams, PrefixEntry, PrefixParams, SplitParams
 from pipeline.pins import Champion, Pins, WarmStart, previous_dataset
@@ -33,7 +34,7 @@ from pipeline.server_access import connect, endpoints
 from pipeline.show import pages
 from pipeline.stages import WORKSPACE
 from pipeline.state import adapters_folder, checkpoint_folder, row_ids_folder
-from pipeline.versioning import snapshot
+from pipeline.versioning import git, snapshot
 from pipeline.versioning.experiment import find_experiment
 from pipeline.versioning.experiment import run_experiment as run_dvc_experiment
 from pipeline.versioning.snapshot import DatasetVersion
@@ -65,7 +66,8 @@ def plan(folder: Path, name: str, *, prefect_run: str | None = None) -> Plan:
     run_key = _run_key(dataset, base, entry, code, start)
     known = registry.find_run_key(connection, name, run_key)
     if known is not None and known.outcome == "incomplete":
-        versions.complete(connection, name, run_key, actor=actor(workspace.root))
+        version = versions.complete(connection, name, run_key, actor=actor(workspace.root))
+        send_registered(connection, version, stage_output.to_stderr)
         known = registry.find_run_key(connection, name, run_key)
     return Plan(workspace, name, entry, base, dataset, code, start, run_key, known, prefect_run, started)
 
@@ -193,8 +195,9 @@ def run_experiment(plan: Plan) -> str:
     workspace, root = plan.workspace, plan.workspace.root
     connection = connect(workspace.root)
     run_id = start_run(plan, connection)
-    with _marking_failure(connection, run_id):
+    with _marking_failure(plan, connection, run_id):
         baseline = write_pins(workspace, plan.name, _pins(plan, connection).to_json())
+        send_started(recording.known_at_start(plan, run_id, baseline), stage_output.to_stderr)
         curves = checkpoint_folder(root, plan.run_key) / "curves.jsonl"
         with LiveCurves(connection, run_id, curves):
             experiment = run_dvc_experiment(
@@ -263,7 +266,7 @@ def register(plan: Plan, judged: Judged) -> Outcome:
     run_id = judged.run_id
     with (
         exclusive(plan.workspace.state / "registering" / f"{plan.name}.lock"),
-        _marking_failure(connection, run_id),
+        _marking_failure(plan, connection, run_id),
     ):
         known = registry.find_run_key(connection, plan.name, plan.run_key)
         if known is not None and known.outcome != "incomplete":
@@ -283,8 +286,10 @@ def register(plan: Plan, judged: Judged) -> Outcome:
                 actor=actor(plan.workspace.root),
             )
             outcome = replace(outcome, version=version.version)
+            send_registered(connection, version, stage_output.to_stderr)
         else:
             registry.reject(connection, run_id, judged.verdict.reasons)
+            send_rejected(record, stage_output.to_stderr)
         return replace(outcome, report=_publish(plan, judged, record, outcome))
 
 
@@ -341,13 +346,20 @@ def _champion(champion: versions.VerifiedVersion) -> Champion:
 
 
 @contextmanager
-def _marking_failure(connection: Registry, run_id: str) -> Iterator[None]:
-    """Mark the MLflow run as failed when the block fails, whatever the reason; the reason is what is raised."""
+def _marking_failure(plan: Plan, connection: Registry, run_id: str) -> Iterator[None]:
+    """Mark the MLflow run as failed when the block fails, whatever the reason, and say so by OpenLineage; the reason is
+    what is raised."""
+    head = git.resolve(plan.workspace.root, "HEAD")
+    assert head is not None
+    known = recording.known_at_start(plan, run_id, head)
     try:
         yield
     except BaseException as error:
+        failed = True  # also where MLflow does not answer
         with suppress(RegistryError, UnreachableError):
-            registry.interrupt(connection, run_id, f"{type(error).__name__}: {error}")
+            failed = registry.interrupt(connection, run_id, f"{type(error).__name__}: {error}")
+        if failed:
+            send_broken_off(known, error, stage_output.to_stderr)
         raise
 
 

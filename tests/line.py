@@ -7,7 +7,8 @@ import os
 import random
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,16 +57,21 @@ def rows(count: int, *, seed: int = 0) -> list[dict[str, str]]:
 
 @dataclass(frozen=True)
 class Line:
-    """A workspace and the command in it."""
+    """A workspace and the command in it.
+
+    Attributes:
+        environment: what every command gets besides the quiet environment.
+    """
 
     root: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     def run(self, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         """`prefixline ARGUMENTS` in the workspace, bounded."""
         return subprocess.run(
             [str(PREFIXLINE), *arguments],
             cwd=self.root,
-            env={**os.environ, **quiet_environment(), **(env or {})},
+            env={**os.environ, **quiet_environment(), **self.environment, **(env or {})},
             capture_output=True,
             text=True,
             check=False,
@@ -77,7 +83,7 @@ class Line:
         return subprocess.Popen(
             [str(PREFIXLINE), *arguments],
             cwd=self.root,
-            env={**os.environ, **quiet_environment()},
+            env={**os.environ, **quiet_environment(), **self.environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -111,10 +117,12 @@ class Line:
         self.git("-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qam", message)
 
 
-def make_line(folder: Path, *, floor: float = 0.6, count: int = 400) -> Line:
+def make_line(
+    folder: Path, *, floor: float = 0.6, count: int = 400, environment: Mapping[str, str] | None = None
+) -> Line:
     """A new workspace with a tiny encoder beside it and `count` rows, ready for `prefixline retrain words`."""
     base = tiny.tiny_encoder(folder / "base", scale=0.3)
-    line = Line(folder / "workspace")
+    line = Line(folder / "workspace", environment or {})
     done = subprocess.run(
         [str(PREFIXLINE), "init", str(line.root)], capture_output=True, text=True, check=False
     )

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from pipeline.audit.verification import verify
 from pipeline.data.splits import row_id
 from pipeline.environment import quiet_environment
 from pipeline.errors import RefusedError, WorkspaceError
+from pipeline.ledger import log
+from pipeline.openlineage import run_events
 from pipeline.register import registry, versions
 from pipeline.register.registry import Registry
 from pipeline.server_state import ProcessId, ServerRecord, ServersRecord, read_state
@@ -31,11 +34,19 @@ from pipeline.trial.smoke_test import smoke_test
 from pipeline.versioning.workspace import find_workspace
 from tests import mlflow_world
 from tests.line import PREFIXLINE, Line, make_line, rows
+from tests.openlineage.lineage_server import LineageServer, lineage_server
 
 
 @pytest.fixture(scope="module")
-def line(tmp_path_factory: pytest.TempPathFactory) -> Line:
-    return make_line(tmp_path_factory.mktemp("line"))
+def told() -> Iterator[LineageServer]:
+    """Who is told of the retrainings of `line`."""
+    with lineage_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory: pytest.TempPathFactory, told: LineageServer) -> Line:
+    return make_line(tmp_path_factory.mktemp("line"), environment=told.environment())
 
 
 @pytest.fixture(scope="module")
@@ -213,9 +224,35 @@ def test_the_workspace_is_clean_after_a_retraining(line: Line, first: dict[str, 
     assert line.git("status", "--porcelain") == ""
 
 
-def test_a_second_retraining_says_unchanged_and_registers_nothing(line: Line, first: dict[str, Any]):
-    head = line.git("rev-parse", "HEAD")
+def test_a_lineage_server_is_told_as_it_begins_and_ends_what_the_bundle_says_afterwards(
+    line: Line, first: dict[str, Any], told: LineageServer
+):
+    record = versions.lookup(connection(line), "words", "1").record
+    entered = log.read(connection(line), "words").state.registered["1"]
+    began, ended = run_events.run_events(record, "1", entered.time)
+    start, complete = (without_the_clients_own(event) for event in told.events[:2])
+    assert complete == ended
+    assert (start["eventType"], start["run"]["runId"], start["job"]) == (
+        "START",
+        complete["run"]["runId"],
+        began["job"],
+    )
+    assert record.created <= start["eventTime"] < complete["eventTime"]
+
+
+def without_the_clients_own(event: dict[str, Any]) -> dict[str, Any]:
+    """An event as it was before OpenLineage's client added which version of it sent this."""
+    tags = event["run"]["facets"]["tags"]
+    tags["tags"] = [tag for tag in tags["tags"] if tag["source"] == "prefixline"]
+    return event
+
+
+def test_a_second_retraining_says_unchanged_and_registers_nothing(
+    line: Line, first: dict[str, Any], told: LineageServer
+):
+    head, before = line.git("rev-parse", "HEAD"), len(told.events)
     again = line.json("retrain", "words")
+    assert len(told.events) == before
     assert (again["outcome"], again["version"], again["earlier"]) == ("unchanged", "1", "registered")
     assert again["run_key"] == first["run_key"]
     assert again["verdict"] == first["verdict"]
@@ -327,9 +364,12 @@ def affected(line: Line, kind: Kind, asked: str) -> dict[str, tuple[str, str | N
 
 
 def test_two_retrainings_of_one_prefix_at_once_register_one_version(tmp_path: Path):
-    line = make_line(tmp_path)
-    processes = [line.start("retrain", "words", "--json") for _ in range(2)]
-    answers = [json.loads(process.communicate(timeout=240)[0]) for process in processes]
+    with lineage_server(503) as refusing:
+        line = make_line(tmp_path, environment=refusing.environment())
+        processes = [line.start("retrain", "words", "--json") for _ in range(2)]
+        ended = [process.communicate(timeout=240) for process in processes]
+    answers = [json.loads(out) for out, _ in ended]
+    assert "the OpenLineage event COMPLETE was not sent" in "".join(said for _, said in ended)
     assert sorted(answer["outcome"] for answer in answers) == ["registered", "unchanged"]
     assert [answer["version"] for answer in answers] == ["1", "1"]
     assert answers[0]["runs"] == answers[1]["runs"]
@@ -340,8 +380,13 @@ def test_two_retrainings_of_one_prefix_at_once_register_one_version(tmp_path: Pa
 
 
 def test_what_the_gate_rejects_is_recorded_and_not_registered(tmp_path: Path):
-    strict = make_line(tmp_path, floor=1.0)
-    outcome = strict.json("retrain", "words", expect=3)
+    with lineage_server() as told:
+        strict = make_line(tmp_path, floor=1.0, environment=told.environment())
+        outcome = strict.json("retrain", "words", expect=3)
+    assert [(event["eventType"], event["outputs"]) for event in told.events] == [
+        ("START", []),
+        ("COMPLETE", []),
+    ]
     assert (outcome["outcome"], outcome["version"]) == ("rejected", None)
     run = connection(strict).client.get_run(outcome["runs"]["mlflow"])
     assert run.data.tags["prefixline.outcome"] == "rejected"
@@ -367,25 +412,28 @@ def test_bad_data_changes_nothing(tmp_path: Path):
 
 
 def test_ctrl_c_ends_a_training_that_the_same_command_goes_on_with(tmp_path: Path):
-    line = make_line(tmp_path)
-    line.change_params("epochs: 10", "epochs: 40, patience: null")
-    process = line.start("retrain", "words", "--json")
-    assert process.stderr is not None
-    for output in process.stderr:
-        if output.startswith("step "):
-            process.send_signal(signal.SIGINT)
-            break
-    out, said = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert out == ""
-    assert "goes on from the last checkpoint" in said
-    assert "Traceback" not in said
-    (words,) = line.json("status")["prefixes"]
-    assert words["versions"] == []
-    done = line.run("retrain", "words", "--json")
+    with lineage_server() as told:
+        line = make_line(tmp_path, environment=told.environment())
+        line.change_params("epochs: 10", "epochs: 40, patience: null")
+        process = line.start("retrain", "words", "--json")
+        assert process.stderr is not None
+        for output in process.stderr:
+            if output.startswith("step "):
+                process.send_signal(signal.SIGINT)
+                break
+        out, said = process.communicate(timeout=120)
+        assert process.returncode == 130
+        assert out == ""
+        assert "goes on from the last checkpoint" in said
+        assert "Traceback" not in said
+        (words,) = line.json("status")["prefixes"]
+        assert words["versions"] == []
+        done = line.run("retrain", "words", "--json")
     assert done.returncode == 0
     assert re.search(r"going on after step \d+ of 800", done.stderr)
     assert json.loads(done.stdout)["version"] == "1"
+    assert [event["eventType"] for event in told.events] == ["START", "ABORT", "START", "COMPLETE"]
+    assert len({event["run"]["runId"] for event in told.events}) == 1
 
 
 @pytest.mark.parametrize("command", [("retrain", "words"), ("status",), ("lineage", "words")])

@@ -162,7 +162,7 @@ def _fill(
     """Everything that a bundle holds, in an order in which each file can name those before it."""
     # Here, because the standards' libraries take a second to import.
     from pipeline.export.provenance import sealed, statement
-    from pipeline.export.run_events import run_events
+    from pipeline.openlineage.run_events import run_events
 
     record, version, at = verified.record, verified.version.version, registered.time
     shutil.copytree(model, folder / layout.MODEL)

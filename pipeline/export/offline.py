@@ -178,7 +178,7 @@ class _Bundle:
         """The events and the statement, against those that are made of the record here and now."""
         # Here, because the standards' libraries take a second to import.
         from pipeline.export.provenance import statement
-        from pipeline.export.run_events import run_events
+        from pipeline.openlineage.run_events import run_events
 
         apart = {*record.files, layout.SUMS, layout.SIGNED, layout.UNSIGNED}
         others = {name: sha for name, sha in self._digests.items() if name not in apart}

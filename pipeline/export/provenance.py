@@ -22,8 +22,8 @@ from securesystemslib.exceptions import Error, VerificationError
 
 from pipeline.digest import canonical_json
 from pipeline.errors import IntegrityError
-from pipeline.export.run_events import code_uri
 from pipeline.keys import SigningKey, verifier
+from pipeline.openlineage.run_events import code_uri
 from pipeline.register.lineage import LineageRecord
 
 PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
@@ -155,7 +155,11 @@ def _dependencies(record: LineageRecord) -> Iterator[dict[str, Any]]:
     for part, files in (("dataset", record.dataset["manifest"]), ("base_model", record.base_model["files"])):
         for name, sha in sorted(files.items()):
             yield _file(f"{part}/{name}", sha)
-    yield {"name": "code", "uri": code_uri(record), "digest": {"gitCommit": record.code["commit"]}}
+    yield {
+        "name": "code",
+        "uri": code_uri(record.code["commit"]),
+        "digest": {"gitCommit": record.code["commit"]},
+    }
     # These two are digests of values: of their canonical JSON.
     yield _file("prefixline", record.code["digest"])
     yield _file("lock.json", record.environment["lock"])

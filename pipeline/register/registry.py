@@ -261,16 +261,18 @@ def registered(registry: Registry, run_id: str, version: str) -> None:
     _close(registry, run_id, {VERSION: version, OUTCOME: "registered"})
 
 
-def interrupt(registry: Registry, run_id: str, error: str) -> None:
+def interrupt(registry: Registry, run_id: str, error: str) -> bool:
     """Mark the run as failed, with the error; starting the same run key again resumes it.
 
-    A run that has its outcome keeps it: what failed afterwards is not the retraining.
+    Returns:
+        Whether it was marked: a run that has its outcome keeps it, for what failed afterwards is not the retraining.
     """
     with registry.errors(f"marking run {run_id} as failed"):
         if OUTCOME in registry.client.get_run(run_id).data.tags:
-            return
+            return False
         registry.put(registry.client.set_tag, run_id, ERROR, _short(error))
         registry.client.set_terminated(run_id, "FAILED")
+    return True
 
 
 def _close(registry: Registry, run_id: str, tags: Mapping[str, str]) -> None:

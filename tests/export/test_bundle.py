@@ -25,8 +25,8 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pipeline.export.model_card import model_card
-from pipeline.export.run_events import run_events
 from pipeline.ledger.registration import enter
+from pipeline.openlineage.run_events import run_events
 from pipeline.register import versions
 from pipeline.register.lineage import LineageRecord
 from pipeline.serve.serving import Predictor

@@ -1,0 +1,1 @@
+"""Retrainings in the words of the OpenLineage standard (https://openlineage.io), and where they are sent."""
