@@ -118,10 +118,20 @@ class Line:
 
 
 def make_line(
-    folder: Path, *, floor: float = 0.6, count: int = 400, environment: Mapping[str, str] | None = None
+    folder: Path,
+    *,
+    floor: float = 0.6,
+    count: int = 400,
+    scale: float = 0.3,
+    environment: Mapping[str, str] | None = None,
 ) -> Line:
-    """A new workspace with a tiny encoder beside it and `count` rows, ready for `prefixline retrain words`."""
-    base = tiny.tiny_encoder(folder / "base", scale=0.3)
+    """A new workspace with a tiny encoder beside it and `count` rows, ready for `prefixline retrain words`.
+
+    Args:
+        scale: standard deviation of the encoder's weights.
+        environment: see `Line`.
+    """
+    base = tiny.tiny_encoder(folder / "base", scale=scale)
     line = Line(folder / "workspace", environment or {})
     done = subprocess.run(
         [str(PREFIXLINE), "init", str(line.root)], capture_output=True, text=True, check=False

@@ -396,6 +396,20 @@ def test_what_the_gate_rejects_is_recorded_and_not_registered(tmp_path: Path):
     assert (again["outcome"], again["earlier"]) == ("unchanged", "rejected")
 
 
+def test_a_training_that_fails_is_marked_and_told_with_the_reason(tmp_path: Path):
+    with lineage_server() as told:
+        line = make_line(tmp_path, scale=1e30, environment=told.environment())
+        done = line.run("retrain", "words")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    start, fail = told.events
+    assert (start["eventType"], fail["eventType"]) == ("START", "FAIL")
+    assert start["run"]["runId"] == fail["run"]["runId"]
+    assert "got NaN or infinity" in fail["run"]["facets"]["errorMessage"]["message"]
+    tags = {tag["key"]: tag["value"] for tag in fail["run"]["facets"]["tags"]["tags"]}
+    assert connection(line).client.get_run(tags["mlflow_run"]).info.status == "FAILED"
+
+
 def test_bad_data_changes_nothing(tmp_path: Path):
     line = make_line(tmp_path)
     with (line.root / "data/words.jsonl").open("a") as file:

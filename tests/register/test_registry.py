@@ -63,7 +63,7 @@ def test_the_same_run_key_has_one_run_however_often_it_is_started(registry: Regi
 
 def test_an_interrupted_run_is_resumed(registry: Registry) -> None:
     run_id = start_run(registry, "reviews", KEY, params=PARAMS)
-    mlflow_registry.interrupt(registry, run_id, "x" * 9000)
+    assert mlflow_registry.interrupt(registry, run_id, "x" * 9000)
     interrupted = registry.client.get_run(run_id)
     assert interrupted.info.status == "FAILED"
     assert interrupted.data.tags["prefixline.error"].endswith("(cut; the whole is in the artifacts)")
@@ -314,7 +314,7 @@ def test_a_run_that_has_its_outcome_is_neither_started_nor_failed_again(registry
     run_id = start_run(registry, "reviews", KEY, params=PARAMS, tags={"prefixline.prefect": "p1"})
     mlflow_registry.reject(registry, run_id, ["too bad"])
     assert start_run(registry, "reviews", KEY, params=PARAMS, tags={"prefixline.prefect": "p2"}) == run_id
-    mlflow_registry.interrupt(registry, run_id, "the disk was full")
+    assert not mlflow_registry.interrupt(registry, run_id, "the disk was full")
     run = registry.client.get_run(run_id)
     assert run.info.status == "FINISHED"
     assert run.data.tags["prefixline.prefect"] == "p1"
