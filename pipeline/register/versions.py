@@ -428,7 +428,6 @@ def _write_model(
     pyfunc.save_model(
         folder,
         mlflow_model=Model(
-            artifact_path=model.artifact_location,
             model_uuid=model.model_id,
             run_id=run_id,
             model_id=model.model_id,
@@ -445,6 +444,13 @@ def _write_model(
             *(f"{name}=={libraries[name].split('+')[0]}" for name in _LIBRARIES if name in libraries),
         ],
     )
+    # A version is given away, and MLflow has written where on this machine its files were copied from.
+    saved = Model.load(folder)
+    flavor = saved.flavors["python_function"]
+    flavor["model_code_path"] = _MODEL_CODE.name
+    for copied in flavor["artifacts"].values():
+        copied["uri"] = copied["path"]
+    saved.save(folder / "MLmodel")
 
 
 def _ensure_name(registry: Registry, name: str) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import shutil
 import subprocess
+import tempfile
 import uuid
 from pathlib import Path
 from typing import Any
@@ -239,6 +240,13 @@ def test_a_base_or_an_adapter_from_anywhere_is_an_input(
         records.lineage(base_model=base, warm_start=start), "1", "2024-03-01T00:00:00+00:00"
     )
     assert [(each["namespace"], each["name"]) for each in event["inputs"]][1:] == expected
+
+
+def test_no_file_says_where_on_this_machine_it_came_from(made: World) -> None:
+    for name in files(made.bundle):
+        content = (made.bundle / name).read_bytes()
+        for folder in (made.root.parent, Path(tempfile.gettempdir()), Path(__file__).parents[2], Path.home()):
+            assert f"{folder}/".encode() not in content, name
 
 
 def test_the_envelope_is_signed_over_the_pre_authentication_encoding_of_dsse(made: World) -> None:
