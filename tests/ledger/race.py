@@ -48,7 +48,7 @@ def _race(uri: str, artifact_root: str | None, version: str, rounds: int, barrie
         except RegistryError as error:  # it stands there, having won the round before
             barrier.wait(PATIENCE)
             while log.read(registry, NAME).state.stages.get("staging") == version:
-                time.sleep(0.05)  # until somebody has won this round, or it would stay in the next one too
+                time.sleep(0.2)  # until somebody has won this round, or it would stay in the next one too
             results.put((version, "stayed", str(error)))
 
 
