@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from pipeline.cli.common import EXIT_ERROR, EXIT_REJECTED, as_json, print_json, without_collector
+from pipeline.cli.common import EXIT_ERROR, EXIT_REJECTED, EXIT_WRONG, as_json, print_json, without_collector
 from pipeline.cli.training import retrain_prefix
 from pipeline.errors import PrefixlineError
 
@@ -30,7 +30,8 @@ def erase(workspace: Path, row: str, reason: str | None, dry_run: bool, json_out
 
     A marked (tainted) version is never promoted again, nor gone on from. It stays where it stands until a version made
     without the row takes its place, which is for you to promote: the command says where. Run again, it goes on where it was
-    cut off. Exit code 0: done; 3: the gate rejected a retraining; 1: error, in a retraining too.
+    cut off. Exit code 0: done; 1: error, in a retraining too; 3: the gate rejected a retraining; 5: all of it is done, but of some
+    versions it cannot be told whether they saw the row.
     """
     from pipeline.audit import erasure
 
@@ -65,6 +66,8 @@ def erase(workspace: Path, row: str, reason: str | None, dry_run: bool, json_out
         sys.exit(EXIT_ERROR)
     if any(each["outcome"] == "rejected" for each in told["retrained"]):
         sys.exit(EXIT_REJECTED)
+    if not done.complete:
+        sys.exit(EXIT_WRONG)
 
 
 def _retrained(workspace: Path, name: str) -> dict[str, str | None]:

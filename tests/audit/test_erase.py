@@ -289,6 +289,9 @@ def test_a_version_of_which_nothing_can_be_told_is_named_and_not_marked(here: Wo
     assert [v["version"] for v in done.by_hand] == ["5"]
     assert not done.complete
     assert tainted(here)["words"] == MARKED["words"]
+    # Who goes by the exit code alone must not take it for done.
+    again = CliRunner().invoke(main, ["-w", str(here.root), "erase", "--row", GONE, "--dry-run", "--json"])
+    assert (again.exit_code, json.loads(again.stdout)["complete"]) == (5, False)
 
 
 def test_a_version_whose_registration_was_cut_off_is_entered_and_marked(here: World) -> None:
