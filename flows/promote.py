@@ -16,29 +16,29 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 
 from flows.tries import RETRIED
-from pipeline import promoting
+from pipeline import workspace_promotion
 from pipeline.errors import UnreachableError
 from pipeline.ledger.rules import Ruled
-from pipeline.promoting import Promotion
 from pipeline.promotion import Moved, Waiting
+from pipeline.workspace_promotion import Promotion
 
 
 @task(name="check and ask", **RETRIED)
 def begin(wanted: Promotion) -> Moved | Waiting:
     """Check the version by the rules; move it, or ask for approvals."""
-    return promoting.begin(wanted)
+    return workspace_promotion.begin(wanted)
 
 
 @task(name="approval", **RETRIED)
 def approval(wanted: Promotion, waiting: Waiting, seconds: float) -> None:
     """Wait until enough approvers have agreed."""
-    promoting.wait(wanted, waiting, seconds, _say)
+    workspace_promotion.wait(wanted, waiting, seconds, _say)
 
 
 @task(name="move", **RETRIED)
 def carry_out(wanted: Promotion) -> Moved:
     """Append the promotion to the ledger, and put the aliases where it says."""
-    return promoting.carry_out(wanted)
+    return workspace_promotion.carry_out(wanted)
 
 
 @task(name="report", **{**RETRIED, "retries": 1, "retry_delay_seconds": [2]})
@@ -46,7 +46,7 @@ def report(moved: Moved) -> None:
     """What a person who watches Prefect sees."""
     create_markdown_artifact(
         key=f"promote-{moved.event.prefix}".replace("_", "-"),
-        markdown=promoting.markdown(moved),
+        markdown=workspace_promotion.markdown(moved),
         description=moved.event.sentence,
     )
 
@@ -67,7 +67,7 @@ def promote(
     expect: str | None = None,
     key: str | None = None,
 ) -> dict[str, Any]:
-    """Promote `version` of `prefix` to `stage`, with the arguments of `pipeline.promoting.Promotion`.
+    """Promote `version` of `prefix` to `stage`, with the arguments of `pipeline.workspace_promotion.Promotion`.
 
     Args:
         wait_seconds: for the approvals, from when this run begins to wait; then the request is given up.
@@ -117,7 +117,7 @@ def promote_now(wanted: Promotion, wait_seconds: float) -> Moved:
             f"the Prefect server went away during the promotion ({error}); a request that was made stays open: run the same "
             "command again"
         ) from error
-    return promoting.moved(wanted, event)
+    return workspace_promotion.moved(wanted, event)
 
 
 def _say(line: str) -> None:

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from pipeline import promoting
+from pipeline import workspace_promotion
 from pipeline.cli import main
 from pipeline.environment import quiet_environment
 from pipeline.keys import make_key
 from pipeline.ledger import log
-from pipeline.promoting import Promotion
 from pipeline.promotion import Moved
 from pipeline.versioning.workspace import init_workspace
+from pipeline.workspace_promotion import Promotion
 from tests import mlflow_world
 from tests.ledger import world
 from tests.line import PREFIXLINE
@@ -73,7 +73,7 @@ def test_a_flow_that_was_killed_while_it_waits_goes_on_when_it_is_run_again(tmp_
     assert done.returncode == 0, done.stderr
     # And once more when all is done, as a flow that was killed at its very end: its first step.
     wanted = Promotion(root, "reviews", "1", "staging", "better", key=tmp_path / "requester.pem")
-    found = promoting.begin(wanted)
+    found = workspace_promotion.begin(wanted)
     assert isinstance(found, Moved)
     answer = json.loads(done.stdout)
     events = log.read(registry, "reviews").events

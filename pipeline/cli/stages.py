@@ -14,8 +14,8 @@ from pipeline.cli.common import EXIT_WAITING, as_json, enter_prefect, print_json
 from pipeline.cli.keys import with_key
 
 if TYPE_CHECKING:
-    from pipeline.promoting import Promotion
     from pipeline.promotion import Moved, Waiting
+    from pipeline.workspace_promotion import Promotion
 
 EVENTS_SHOWN = 200
 """By `history`, where not all are asked for."""
@@ -97,11 +97,11 @@ def promote(
     code 3: a rule or an approver said no; 4: somebody else moved a stage first, nothing was changed, and the message says
     what stands now; 6: it waits for approval, and what is missing is said.
     """
-    from pipeline import promoting
+    from pipeline import workspace_promotion
     from pipeline.promotion import Waiting
 
-    wanted = promoting.Promotion(workspace, name, version, to, reason, expect, key)
-    done = promoting.promote(wanted) if wait is None else _run_flow(wanted, wait)
+    wanted = workspace_promotion.Promotion(workspace, name, version, to, reason, expect, key)
+    done = workspace_promotion.promote(wanted) if wait is None else _run_flow(wanted, wait)
     if isinstance(done, Waiting):
         _print_waiting(done, json_output)
         sys.exit(EXIT_WAITING)
@@ -140,9 +140,11 @@ def approve(
 
     `prefixline history NAME` lists the open requests. Exit code 3: you are no approver, or it is your own request.
     """
-    from pipeline import promoting
+    from pipeline import workspace_promotion
 
-    event = promoting.approve(workspace, name, request=request, reason=reason, key=key, refuse=refuse)
+    event = workspace_promotion.approve(
+        workspace, name, request=request, reason=reason, key=key, refuse=refuse
+    )
     if json_output:
         print_json({**json.loads(event.to_json()), "sha256": event.digest})
     else:
@@ -167,7 +169,7 @@ def rollback(
     approvals. Exit code 3: it lacks that signature; 4: somebody else moved a stage first.
     """
     from pipeline import promotion
-    from pipeline.promoting import acting
+    from pipeline.workspace_promotion import acting
 
     by = acting(workspace, name, key)
     moved = promotion.rollback(
@@ -191,7 +193,7 @@ def archive(
     Exit code 4: somebody else moved a stage first.
     """
     from pipeline import promotion
-    from pipeline.promoting import acting
+    from pipeline.workspace_promotion import acting
 
     by = acting(workspace, name, key, dropped=True)
     moved = promotion.archive(by.registry, name, version, reason=reason, actor=by.actor, key=by.key)
@@ -239,7 +241,7 @@ def history(
     if repair:
         from pipeline.ledger.events import STAGES
         from pipeline.ledger.projection import project
-        from pipeline.promoting import acting
+        from pipeline.workspace_promotion import acting
 
         for each in project(acting(workspace, name).registry, name, stages=STAGES)[1]:
             click.echo(f"put right: {each}", err=True)
