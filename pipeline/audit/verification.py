@@ -109,8 +109,7 @@ def _choose(names: _Names, reference: str | None) -> tuple[list[RegisteredVersio
     found = names[name]
     if which is None:
         return list(found.versions), found.gone()
-    by_stage = "@" in reference
-    chosen = [v for v in found.versions if (which in v.stages if by_stage else which == v.version)]
+    chosen = [v for v in found.versions if which == v.version or which in v.stages]
     if not chosen:
         there = [f"{v.version} {' '.join('@' + stage for stage in v.stages)}".strip() for v in found.versions]
         raise RegistryError(
