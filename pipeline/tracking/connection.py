@@ -195,8 +195,10 @@ def connect(uri: str, *, artifact_root: str | None = None, timeout: float = 5.0)
 
 
 def without_password(uri: str) -> str:
-    """An address as messages may name it: with `***` for its password."""
-    return re.sub("([?&][^=&]*password)=[^&]*", r"\1=***", re.sub("(://[^:/]*):.*@", r"\1:***@", uri))
+    """An address as messages may name it: with `***` for its password, or for a user of HTTP without one, which is a token."""
+    shown = re.sub("(://[^:/]*):.*@", r"\1:***@", uri)
+    shown = re.sub(r"(https?://)[^/:@\s]+@", r"\1***@", shown)
+    return re.sub("([?&][^=&]*password)=[^&]*", r"\1=***", shown)
 
 
 def _check_health(uri: str, timeout: float) -> None:
