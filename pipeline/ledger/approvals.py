@@ -66,8 +66,8 @@ def approve(
     own = is_own(request, actor, key.public)
     if own and not refuse:
         raise RefusedError(
-            f"{name}: {asked.sentence} by {asked.actor} at epoch {asked.epoch}, who is the one to approve it now, by name "
-            "or by key; it takes somebody else"
+            f"{name}: {asked.sentence} at epoch {asked.epoch} by {asked.actor}: that is you, by name or by key, and nobody "
+            "approves a request of his own"
         )
     if key.public not in approvers and not (own and key.public == asked.key):
         raise RefusedError(

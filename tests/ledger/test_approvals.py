@@ -252,7 +252,7 @@ def test_an_approver_agrees_once_and_nobody_to_his_own_request(registry: Registr
     write(registry, made)
     wide = {stage: replace(RULES, approvers={**RULES.approvers, ALICE.public: "alice"}) for stage in BY_STAGE}
     for key, actor in ((ALICE, "alice"), (ALICE, "another name"), (BOB, "alice")):
-        with pytest.raises(RefusedError, match="who is the one to approve it now, by name or by key"):
+        with pytest.raises(RefusedError, match="that is you, by name or by key, and nobody approves"):
             approve(registry, key, actor, rules=wide)
     with pytest.raises(
         RefusedError, match=r"is not that of an approver of staging; params\.yaml names bob, carol"
