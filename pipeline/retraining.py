@@ -235,19 +235,23 @@ def judge(plan: Plan, commit: str) -> Judged:
     from pipeline.judge import gate
 
     workspace, name = plan.workspace, plan.name
-    experiment = find_experiment(workspace, name, plan.run_key)
-    if experiment is None or experiment.commit != commit:
-        raise WorkspaceError(f"{name}: the experiment {commit} is not kept under its run key {plan.run_key}")
-    records = {
-        record: read_json_at(workspace, commit, f"artifacts/{name}/{record}.json")
-        for record in ("prepared", "trained", "evaluated")
-    }
-    folder = workspace.state / "fetched" / plan.run_key
-    fetch_outputs(workspace, commit, name, "train", folder / "train")
-    fetch_outputs(workspace, commit, name, "evaluate", folder / "evaluate")
-    run_id = start_run(plan, connect(workspace.root))
-    scored = folder / "evaluate" / "evaluation" / "rows.parquet"
-    verdict = gate.judge(scored, plan.entry.gate, plan.entry.task, plan.entry.evaluation)
+    connection = connect(workspace.root)
+    run_id = start_run(plan, connection)
+    with _marking_failure(plan, connection, run_id):
+        experiment = find_experiment(workspace, name, plan.run_key)
+        if experiment is None or experiment.commit != commit:
+            raise WorkspaceError(
+                f"{name}: the experiment {commit} is not kept under its run key {plan.run_key}"
+            )
+        records = {
+            record: read_json_at(workspace, commit, f"artifacts/{name}/{record}.json")
+            for record in ("prepared", "trained", "evaluated")
+        }
+        folder = workspace.state / "fetched" / plan.run_key
+        fetch_outputs(workspace, commit, name, "train", folder / "train")
+        fetch_outputs(workspace, commit, name, "evaluate", folder / "evaluate")
+        scored = folder / "evaluate" / "evaluation" / "rows.parquet"
+        verdict = gate.judge(scored, plan.entry.gate, plan.entry.task, plan.entry.evaluation)
     return Judged(experiment, run_id, folder, **records, verdict=verdict)
 
 

@@ -18,12 +18,12 @@ from typing import Any
 
 import pytest
 
-from pipeline import server_access
+from pipeline import retraining, server_access
 from pipeline.audit.impact import Kind, impact
 from pipeline.audit.verification import verify
 from pipeline.data.splits import row_id
 from pipeline.environment import quiet_environment
-from pipeline.errors import RefusedError, WorkspaceError
+from pipeline.errors import IntegrityError, RefusedError, WorkspaceError
 from pipeline.ledger import log
 from pipeline.openlineage import run_events
 from pipeline.register import registry, versions
@@ -408,6 +408,21 @@ def test_a_training_that_fails_is_marked_and_told_with_the_reason(tmp_path: Path
     assert "got NaN or infinity" in fail["run"]["facets"]["errorMessage"]["message"]
     tags = {tag["key"]: tag["value"] for tag in fail["run"]["facets"]["tags"]["tags"]}
     assert connection(line).client.get_run(tags["mlflow_run"]).info.status == "FAILED"
+
+
+def test_what_was_changed_between_training_and_gate_is_refused_and_marked(tmp_path: Path):
+    line = make_line(tmp_path)
+    planned = retraining.plan(line.root, "words")
+    commit = retraining.run_experiment(planned)
+    stored = [path for path in line.root.rglob("files/md5/*/*") if path.is_file()]
+    assert len(stored) > 8
+    for path in stored:  # in the cache and in the remote, or it would be fetched anew
+        path.chmod(0o644)
+        path.write_bytes(path.read_bytes()[:-1] + b"~")
+    with pytest.raises(IntegrityError):
+        retraining.judge(planned, commit)
+    known = registry.start_run(connection(line), "words", planned.run_key, params={})
+    assert "IntegrityError" in connection(line).client.get_run(known).data.tags["prefixline.error"]
 
 
 def test_bad_data_changes_nothing(tmp_path: Path):
