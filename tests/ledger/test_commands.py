@@ -178,7 +178,7 @@ def test_a_promotion_waits_with_exit_code_6_for_an_approval_and_the_history_name
     )
     monkeypatch.setenv("PREFIXLINE_KEY", str(tmp_path / "alice.pem"))
     approve = ("approve", "reviews", "--reason", "yes")
-    assert "it takes somebody else" in reviews.run(*approve, expect=3, actor="someone").stderr
+    assert "nobody approves a request of his own" in reviews.run(*approve, expect=3, actor="someone").stderr
     assert "keys.alice of params.yaml" in reviews.run("keys", "show").stderr
     said = reviews.run(*approve, "--key", str(tmp_path / "bob.pem"), actor="bob@localhost").stdout
     assert (
