@@ -52,8 +52,14 @@ def new_folder(path: Path) -> Iterator[Path]:
         yield fresh
         if path.exists():
             old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-            path.replace(old / path.name)
-            fresh.replace(path)
+            try:
+                path.replace(old / path.name)
+                fresh.replace(path)
+            except BaseException:
+                if not path.exists():
+                    (old / path.name).replace(path)
+                shutil.rmtree(old)
+                raise
             shutil.rmtree(old)
         else:
             fresh.replace(path)

@@ -73,6 +73,26 @@ def test_an_interrupted_folder_is_removed(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("renamed_before", [0, 1])
+def test_an_interrupt_between_the_two_renames_puts_the_old_folder_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renamed_before: int
+):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "old").touch()
+    rename, calls = Path.replace, []
+
+    def interrupted(path: Path, target: Path) -> Path:
+        calls.append(path)
+        if len(calls) == renamed_before + 1:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "d") as folder:
+        (folder / "new").touch()
+    assert sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")) == ["d", "d/old"]
+
+
 def test_json_is_readable_and_refuses_nan(tmp_path: Path):
     write_json(tmp_path / "a.json", {"b": 1, "a": "ü"})
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": "ü", "b": 1}
