@@ -130,7 +130,11 @@ def make(
         artifact_root=(root / ".prefixline/mlartifacts").as_uri(),
     )
     for number in range(count):
-        key = hashlib.sha256(b"%d" % number).hexdigest()
+        params = {"task": "classification", "training": {"seed": number}}
+        key = lineage.run_key(
+            dataset_md5=data.md5, manifest=data.manifest, base_digest=base["digest"], params=params,
+            code_digest=CODE["digest"], warm_start=None,
+        )  # fmt: skip
         adapter = {"adapter_config.json": b"{}", "adapter_model.safetensors": draw.randbytes(adapter_bytes)}
         folder = root.parent / "adapter"
         for name, content in adapter.items():
@@ -158,7 +162,7 @@ def make(
             }
             for stage, parts in outs.items()
         }
-        pins = {"run_key": key, "base_model": base, "code": CODE, "warm_start": None,
+        pins = {"run_key": key, "base_model": base, "code": CODE, "warm_start": None, "params": params,
                 "data": {"md5": data.md5, "manifest": dict(data.manifest)}}  # fmt: skip
         commit = experiment(root, baseline, key, pins, stages, json.dumps({"stages": lock}))
         run_id = registry.start_run(connection, NAME, key, params={})
@@ -170,10 +174,10 @@ def make(
                 "splits": lineage.split_digests(first["manifest"]), "row_ids": first["row_ids"],
                 "row_root": first["row_root"],
             },
-            params={"task": "classification"}, code={"commit": baseline, "dirty": False, **CODE},
+            params=params, code={"commit": baseline, "dirty": False, **CODE},
             environment=lineage.environment_identity(), experiment={"commit": commit, "name": key[:12]},
             runs={"mlflow": run_id, "prefect": None}, metrics=stages["evaluated"]["systems"],
-            verdict={"passed": True, "criteria": []}, seed=0, created="2026-01-01T00:00:00+00:00",
+            verdict={"passed": True, "criteria": []}, seed=number, created="2026-01-01T00:00:00+00:00",
         )  # fmt: skip
         kept = root.parent / "kept"
         write(kept / "lineage.json", record.to_json())
