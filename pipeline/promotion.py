@@ -136,7 +136,7 @@ class _Mover:
         Raises:
             ConflictError: one does, as `check_unmoved`.
         """
-        now = log.read(self.registry, before.name)
+        now = log.read(self.registry, before.name, before.run_id)
         self.check_unmoved(before, now)
         return now
 

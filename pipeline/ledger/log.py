@@ -85,8 +85,11 @@ class Reading:
         return fold(self.events)
 
 
-def read(registry: Registry, name: str) -> Reading:
+def read(registry: Registry, name: str, run_id: str | None = None) -> Reading:
     """The ledger of the prefix `name`; empty where none has been begun.
+
+    Args:
+        run_id: the ledger's run, for who has read it a moment ago: it is decided once.
 
     Raises:
         IntegrityError: it, or a part of it, is not what was written, is deleted, or is gone.
@@ -98,7 +101,7 @@ def read(registry: Registry, name: str) -> Reading:
         tags = {} if model is None else dict(model.tags)
         aliases = {} if model is None else {alias: str(v) for alias, v in dict(model.aliases).items()}
         anchor = _anchor(name, tags)
-        run_id = _run_id(registry, name)
+        run_id = run_id or _run_id(registry, name)
         if tags.get(RUN_TAG, run_id) != run_id:
             raise _gone(
                 name,
@@ -150,7 +153,7 @@ def append(registry: Registry, reading: Reading, make: Callable[[Reading], Event
         if claim(registry, event, reading.run_id):
             return replace(reading, events=(*reading.events, event))
         time.sleep(random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2**attempt)))  # noqa: S311
-        reading = read(registry, reading.name)
+        reading = read(registry, reading.name, reading.run_id)
     raise AssertionError("unreachable: count() has no end")
 
 

@@ -62,9 +62,11 @@ def project(
     before: dict[Stage, OutOfStep] = {}
     deleted: set[OutOfStep] = set()
     marked = False
+    run_id = None if seen is None else seen.run_id
     with registry.errors(f"setting the aliases of {name}"):
         while True:
-            reading = log.read(registry, name) if seen is None else seen
+            reading = log.read(registry, name, run_id) if seen is None else seen
+            run_id = reading.run_id
             state = reading.state
             chosen = state.moved if stages is None else stages
             wrong = [each for each in out_of_step(reading, chosen) if each not in deleted]
