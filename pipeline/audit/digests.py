@@ -10,9 +10,9 @@ from pipeline.errors import RegistryError, WorkspaceError
 from pipeline.versioning import git
 
 _FORMS: Mapping[str, tuple[str, str]] = {
-    "dataset": (r"[0-9a-f]{8,32}|[0-9a-f]{32}\.dir", "a DVC hash: 32 hex characters, with .dir for a folder"),
-    "base": (r"[0-9a-f]{8,64}", "a base model's digest: 64 hex characters"),
-    "code": (r"[0-9a-f]{8,40}", "a git commit: 40 hex characters"),
+    "dataset": (r"[0-9a-f]{7,32}|[0-9a-f]{32}\.dir", "a DVC hash: 32 hex characters, with .dir for a folder"),
+    "base": (r"[0-9a-f]{7,64}", "a base model's digest: 64 hex characters"),
+    "code": (r"[0-9a-f]{7,40}", "a git commit: 40 hex characters"),
 }
 _SHOWN = 5
 _AT_ONCE = 5000
@@ -28,7 +28,7 @@ def check(kind: str, asked: str) -> None:
     form, meaning = _FORMS[kind]
     if not re.fullmatch(form, asked):
         raise RegistryError(
-            f"--{kind} {asked!r}: expected {meaning}, or at least the first 8 of them, in lower case"
+            f"--{kind} {asked!r}: expected {meaning}, or at least the first 7 of them, in lower case"
         )
 
 
