@@ -93,7 +93,7 @@ def impact(
     """Say which registered versions came from a dataset version, a row, a base model or a code commit.
 
     All prefixes of the registry are searched, and versions that went on from an affected one are found too. A digest
-    or commit may be cut to 8 characters or more. Exit code 0 with or without a version found.
+    or commit may be cut to 7 characters or more. Exit code 0 with or without a version found.
     """
     from pipeline.audit import impact as audit
 
