@@ -234,18 +234,21 @@ def history(
 ) -> None:
     """Say who moved which version of the prefix NAME from stage to stage, when and why, and what stands where now.
 
-    An alias that is not where the ledger says is named: it was moved by hand, or a command was stopped on the way.
+    An alias that is not where the ledger says is named: it was moved by hand, or a command was stopped on the way. A
+    prefix that params.yaml does not have any more has its history still.
     """
     from pipeline.show.overview import history_of
 
+    told = history_of(workspace, name, at=at)
     if repair:
         from pipeline.ledger.events import STAGES
         from pipeline.ledger.projection import project
         from pipeline.workspace_promotion import acting
 
-        for each in project(acting(workspace, name).registry, name, stages=STAGES)[1]:
+        registry = acting(workspace, name, dropped=True).registry
+        for each in project(registry, name, stages=STAGES)[1]:
             click.echo(f"put right: {each}", err=True)
-    told = history_of(workspace, name, at=at)
+        told = history_of(workspace, name, at=at)
     if json_output:
         print_json(told)
     else:

@@ -111,19 +111,22 @@ def told(version: RegisteredVersion, record: LineageRecord) -> dict[str, Any]:
 def history_of(root: Path, name: str, *, at: datetime | None = None) -> dict[str, Any]:
     """Who moved which version of the prefix when and why, and where they stand, as `ledger.history.history` gives it.
 
-    With `signed_by` at each event: the name that params.yaml has for its key; null where it has none.
+    With `signed_by` at each event: the name that params.yaml has for its key; null where it has none. A prefix that params.yaml
+    does not have any more has its history still.
 
     Args:
         at: only up to this time.
 
     Raises:
-        ParamsError: params.yaml has no such prefix.
+        ParamsError: params.yaml has no such prefix, and it has no ledger either.
         IntegrityError: the ledger is not what was written.
     """
     workspace = find_workspace(root)
     params = workspace.params()
-    params.prefix(name)
-    told = history(log.read(server_access.connect(workspace.root), name), at)
+    reading = log.read(server_access.connect(workspace.root), name)
+    if not reading.events:
+        params.prefix(name)
+    told = history(reading, at)
     names = {key: who for who, key in params.keys.items()}
     return {**told, "events": [{**row, "signed_by": names.get(row["key"])} for row in told["events"]]}
 

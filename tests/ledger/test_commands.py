@@ -134,17 +134,26 @@ def test_whoever_is_second_gets_exit_code_4_and_is_told_what_stands_there(review
 
 
 def test_a_prefix_that_is_not_in_params_yaml_is_refused(reviews: World):
-    for command in (["history", "nobody"], ["rollback", "nobody", "--reason", "x"]):
+    for command in (
+        ["history", "nobody"],
+        ["history", "nobody", "--repair"],
+        ["rollback", "nobody", "--reason", "x"],
+    ):
         assert "nobody" in reviews.run(*command, expect=1).stderr
     put_away = reviews.run("archive", "nobody", "1", "--reason", "x", expect=1)
     assert "nobody: the ledger knows no version '1'; it knows none" in put_away.stderr
 
 
-def test_a_version_of_a_prefix_that_left_params_yaml_can_still_be_put_away(reviews: World):
+def test_a_prefix_that_left_params_yaml_has_its_history_and_its_versions_can_be_put_away(reviews: World):
     params = reviews.root / "params.yaml"
     params.write_text(params.read_text().replace("  reviews:", "  others:"))
     reviews.run("promote", "reviews", "2", "--to", "staging", "--reason", "x", expect=1)
     reviews.run("archive", "reviews", "2", "--reason", "it saw a row that was to be erased")
+    assert world.aliases(reviews.registry) == {"archived": "2"}
+    reviews.registry.client.set_registered_model_alias("reviews", "production", "1")
+    told = reviews.run("history", "reviews", "--repair")
+    assert told.stderr == "put right: production: the alias says 1, the ledger says none\n"
+    assert "it saw a row that was to be erased" in told.stdout
     assert world.aliases(reviews.registry) == {"archived": "2"}
 
 
