@@ -403,10 +403,19 @@ def _logged_model(
             with suppress(MlflowException):  # what went wrong first is what to report
                 client.finalize_logged_model(model_id, LoggedModelStatus.FAILED)
             raise
-    outputs = run.outputs.model_outputs if run.outputs else []
-    if model_id not in {output.model_id for output in outputs}:
-        registry.put(client.log_outputs, run_id, [LoggedModelOutput(model_id, step=0)])
+    if not _is_output(registry, run_id, model_id):
+        try:
+            client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+        except MlflowException:  # MLflow takes it once: another process came first, or the reply was lost
+            if not _is_output(registry, run_id, model_id):
+                raise
     return model_id, manifest_digest
+
+
+def _is_output(registry: Registry, run_id: str, model_id: str) -> bool:
+    """Whether the run names the model as what came of it."""
+    outputs = registry.client.get_run(run_id).outputs
+    return model_id in {output.model_id for output in (outputs.model_outputs if outputs else ())}
 
 
 def _write_model(

@@ -238,6 +238,33 @@ def test_four_processes_that_register_one_run_key_at_once_end_with_one_version_t
     assert find_run_key(registry, "reviews", KEY) == mlflow_registry.Known(run_id, "registered", "1")
 
 
+def test_a_model_that_another_process_named_as_the_runs_output_first_is_registered(
+    registry: Registry, adapter: Path
+) -> None:
+    real = registry.client.log_outputs
+
+    def second(*arguments: Any) -> None:
+        real(*arguments)
+        real(*arguments)  # which MLflow refuses
+
+    registry.client.log_outputs = second  # type: ignore[method-assign]
+    version = register(registry, adapter)
+    assert len(registry.client.get_run(version.run_id).outputs.model_outputs) == 1
+    assert candidate(registry) == version.version
+
+
+def test_an_output_that_mlflow_does_not_take_ends_the_registration(registry: Registry, adapter: Path) -> None:
+    from mlflow.exceptions import MlflowException
+
+    def refused(*arguments: Any) -> None:
+        raise MlflowException("out of order")
+
+    registry.client.log_outputs = refused  # type: ignore[method-assign]
+    with pytest.raises(RegistryError, match=r"registering reviews: .*out of order"):
+        register(registry, adapter)
+    assert versions.list_versions(registry, "reviews") == ()
+
+
 def test_two_runs_of_one_run_key_agree_on_the_version_and_say_so(registry: Registry, adapter: Path) -> None:
     first = register(registry, adapter)
     experiment = registry.client.get_run(first.run_id).info.experiment_id
