@@ -59,7 +59,7 @@ def erase(workspace: Path, row: str, reason: str | None, dry_run: bool, json_out
     if json_output:
         print_json(told)
     else:
-        from pipeline.show.terminal_reproduction import show_erasure
+        from pipeline.show.terminal_erasure import show_erasure
 
         show_erasure(told)
     if any(each["error"] for each in told["retrained"]):
