@@ -20,6 +20,7 @@ import json
 import os
 import pstats
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -215,4 +216,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the server ends, too
     main()

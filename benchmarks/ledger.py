@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import statistics
 import tempfile
 import time
@@ -152,5 +153,6 @@ def spread(seconds: list[float]) -> dict[str, float]:
 if __name__ == "__main__":
     import os
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the server ends, too
     os.environ.update(quiet_environment())
     main()

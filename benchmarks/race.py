@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -64,5 +65,6 @@ def main() -> None:
 if __name__ == "__main__":
     import os
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the server ends, too
     os.environ.update(quiet_environment())
     main()
