@@ -201,6 +201,9 @@ class TrainingParams(_Section):
     null never stops early. `warmup` is a share of all steps. `max_steps` ends the epochs sooner. `adam_beta1` and
     `adam_beta2` are how slowly AdamW forgets gradients and their squares.
 
+    `dropout` is the probability with which a step leaves out a number of the prefix, and a number that the classification
+    head reads; the frozen base drops nothing.
+
     `gradient_checkpointing` computes the layers twice instead of keeping what they made: less memory, more time,
     the same result. `dtype` is what the base multiplies matrices in while the prefix is trained; bfloat16 is faster
     on processors that have it and slower on others. Validations and the test are in float32 always.
@@ -214,6 +217,7 @@ class TrainingParams(_Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.8
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     epochs: Annotated[int, Field(ge=1)] = 3
     max_steps: Annotated[int, Field(ge=1)] | None = None
     batch_size: Annotated[int, Field(ge=1)] = 32

@@ -6,7 +6,8 @@ PEFT is imported where it is used, and only there: without it the other methods 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,28 @@ class Adapted:
         self.peft_model.save_pretrained(str(folder), save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # a form for a model card, larger than a small adapter
 
+    @contextmanager
+    def in_training(self, seed: int) -> Iterator[None]:
+        """Inside the block LoRA's own dropout is in force, drawn from `seed`; all else stays in evaluation mode."""
+        dropouts = [
+            module
+            for name, module in self.peft_model.named_modules()
+            if ".lora_dropout." in name and isinstance(module, torch.nn.Dropout)
+        ]
+        if not dropouts:
+            yield
+            return
+        device = self.model.device
+        with torch.random.fork_rng([] if device.type == "cpu" else [device]):
+            torch.manual_seed(seed)
+            for module in dropouts:
+                module.train()
+            try:
+                yield
+            finally:
+                for module in dropouts:
+                    module.eval()
+
     def bare(self) -> PreTrainedModel:
         """The base as it was, for checking that it is; the method is gone then."""
         return self.peft_model.unload() if _is_lora(self.peft_model) else self.model
@@ -59,6 +82,7 @@ def put_on(
     prefix: PrefixParams,
     *,
     seed: int,
+    dropout: float = 0.0,
     lora_rank: int | None = None,
     start_tokens: Sequence[int] | None = None,
 ) -> Adapted:
@@ -69,6 +93,7 @@ def put_on(
         model: frozen, with a head for classification; it is changed in place.
         prefix: the prefix it is compared with: its length is the number of virtual tokens.
         seed: of what the method draws.
+        dropout: LoRA: of what its matrices read, in a block of `Adapted.in_training`. The others have none in PEFT.
         lora_rank: LoRA's rank; None for the one whose number of trainable parameters is nearest to the prefix's.
         start_tokens: prompt tuning: the tokens whose embeddings it starts from, one for each virtual token; None for
             tokens drawn from the vocabulary.
@@ -91,7 +116,7 @@ def put_on(
             rank = lora_rank or nearest_rank(model, prefix, targets)
             # Scaled by 1: with AdamW, lora_alpha / r does what the learning rate does, which is tuned.
             config: Any = peft.LoraConfig(
-                r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=targets, **common
+                r=rank, lora_alpha=rank, lora_dropout=dropout, target_modules=targets, **common
             )
         elif name == "prompt":
             config = peft.PromptTuningConfig(prompt_tuning_init="SAMPLE_VOCAB", **virtual, **common)

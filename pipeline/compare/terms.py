@@ -21,12 +21,13 @@ def equal(setting: Setting, swept: Sequence[Swept], steps: int, seeds: Sequence[
         f"The budget of a training: {steps:,} optimiser steps of {training.batch_size} {unit}, the same rows in the same "
         "order; no training stops early, and each keeps its step with the lowest validation loss.",
         f"The optimiser: AdamW, betas {training.adam_beta1:g} and {training.adam_beta2:g}, weight decay {training.weight_decay:g}, clipping at {training.max_grad_norm:g}, schedule "
-        f"{training.schedule} with {100 * training.warmup:g} % warm-up, float32, no dropout.",
+        f"{training.schedule} with {100 * training.warmup:g} % warm-up, float32, no dropout in the base.",
         f"The choice of the learning rate: by the lowest validation loss with seed {seeds[0]}.",
     ]
     if setting.task == "classification":
         said.append(
-            f"The classification head: the same first weights for a seed, trained at {training.head_learning_rate:g}."
+            f"The classification head: the same first weights for a seed, trained at {training.head_learning_rate:g}, "
+            f"{_dropout(training.dropout)} of what it reads."
         )
     if counts and len(counts) == 1:
         said.append(f"The number of learning rates tried: {counts[0]} for each method that has one.")
@@ -63,6 +64,8 @@ def not_equal(
             f"{ratio:.2f} times the prefix's trainable parameters. Its latency is that of an adapter that can be exchanged; "
             "merged into a copy of the base, it has the frozen base's."
         )
+    if setting.training.dropout:
+        said.append(_own_dropout(setting.training.dropout, names))
     if soft:
         said.append(
             f"Prompt tuning and P-tuning have as many virtual tokens as the prefix has positions ({setting.prefix.length}), "
@@ -90,3 +93,17 @@ def not_equal(
         "this machine's, at the time of each training."
     )
     return said
+
+
+def _dropout(probability: float) -> str:
+    return f"dropout of {probability:g}" if probability else "no dropout"
+
+
+def _own_dropout(probability: float, names: Sequence[str]) -> str:
+    """What each method drops besides what its head reads."""
+    said = [f"the prefix drops its own numbers with probability {probability:g}, once for all rows of a step"]
+    if "lora" in names:
+        said.append("LoRA what its matrices read, each number by itself (PEFT's lora_dropout)")
+    if "prompt" in names or "ptuning" in names:
+        said.append("the soft prompts nothing of their own, since PEFT has no dropout for them")
+    return f"Dropout: {'; '.join(said)}."

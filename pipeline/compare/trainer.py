@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,11 @@ from pipeline.data.dataset import load_prepared
 from pipeline.errors import IntegrityError, NonFiniteLossError
 from pipeline.evaluate import probe, scoring
 from pipeline.evaluate.systems import read_examples
+from pipeline.params import TrainingParams
 from pipeline.prefix.lean import lean
 from pipeline.train import checkpoints, start_text, training
 from pipeline.train.batches import ClassificationRows, Rows, generation_rows
+from pipeline.train.dropout import Dropout, InStep, head_layers, step_seed
 from pipeline.train.training_loop import Loop
 
 
@@ -119,6 +123,7 @@ def _peft(job: Job, folder: Path, artefact: Path) -> dict[str, Any]:
         shared.task,
         shared.prefix,
         seed=job.seed,
+        dropout=params.dropout,
         lora_rank=job.lora_rank,
         start_tokens=_start_tokens(job, base_model.tokenizer(base)) if job.method == "prompt" else None,
     )
@@ -135,6 +140,7 @@ def _peft(job: Job, folder: Path, artefact: Path) -> dict[str, Any]:
             identity=job.key,
             on_curve=None,
             unit="tokens" if shared.task == "generation" else "examples",
+            dropped=_dropped(adapted, params),
         )
         with lean(adapted.model, recompute=params.gradient_checkpointing):
             loop.run()
@@ -162,6 +168,18 @@ def _peft(job: Job, folder: Path, artefact: Path) -> dict[str, Any]:
         "head_parameters": head,
         "details": dict(adapted.details),
     }
+
+
+def _dropped(adapted: peft_models.Adapted, params: TrainingParams) -> InStep:
+    """The head drops what the prefix's head does; LoRA has PEFT's dropout besides."""
+    head = Dropout(params.dropout, params.seed, None, head_layers(adapted.model, adapted.head))
+
+    @contextmanager
+    def in_step(step: int) -> Iterator[None]:
+        with head.in_step(step), adapted.in_training(step_seed(params.seed, step)):
+            yield
+
+    return in_step
 
 
 def _probe(job: Job, folder: Path, artefact: Path) -> dict[str, Any]:

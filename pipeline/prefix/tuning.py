@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -108,6 +109,7 @@ class Prefix(nn.Module):
         self.shape = shape
         self.length = length
         self.projection = projection
+        self._factors: torch.Tensor | None = None
         if projection is None:
             self.vectors = nn.Parameter(torch.zeros(length, shape.size))
         else:
@@ -119,10 +121,17 @@ class Prefix(nn.Module):
 
     def key_values(self) -> torch.Tensor:
         """The prefix's numbers, [P, S] (see `PrefixShape.per_layer`); gradients reach the parameters."""
-        if self.projection is None:
-            return self.vectors
-        rows: torch.Tensor = self.spread(self._hidden())
-        return rows
+        rows: torch.Tensor = self.vectors if self.projection is None else self.spread(self._hidden())
+        return rows if self._factors is None else rows * self._factors
+
+    @contextmanager
+    def multiplied(self, factors: torch.Tensor) -> Iterator[None]:
+        """Inside the block the numbers are those of the parameters times `factors` [P, S], as dropout wants them."""
+        self._factors = factors
+        try:
+            yield
+        finally:
+            self._factors = None
 
     @torch.no_grad()
     def init_random(

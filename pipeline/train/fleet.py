@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, fields
 from itertools import zip_longest
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pipeline.base.base_model import weights_digest
+from pipeline.base.base_model import head_parameters, weights_digest
 from pipeline.errors import IntegrityError, NonFiniteLossError, PrefixError, TrainingError
 from pipeline.params import TrainingParams
 from pipeline.prefix.architecture import anatomy, check_window
@@ -26,6 +27,7 @@ from pipeline.prefix.packing import PackedRows
 from pipeline.prefix.several import Head, SeveralAttachment, attach_several, check_head, part_of, worn
 from pipeline.prefix.tuning import Prefix
 from pipeline.train.batches import AnyBatch, Rows, validation_batches
+from pipeline.train.dropout import Dropout, head_layers
 from pipeline.train.losses import BatchLoss, batch_loss
 from pipeline.train.training_loop import Counters, Ending, Loop, OnCurve
 
@@ -153,17 +155,28 @@ class _Member(Loop):
         self.head = {name: torch.nn.Parameter(tensor.detach().clone()) for name, tensor in job.head.items()}
         self.validation = job.validation
         self.error: NonFiniteLossError | None = None
+        params = job.params
+        layers = head_layers(model, head_parameters(model))
+        self._dropout = Dropout(params.dropout, params.seed, job.prefix, layers)
         super().__init__(
             model,
             {"prefix": dict(job.prefix.named_parameters()), "head": self.head},
             rows=job.rows,
             validation=job.validation,
-            params=job.params,
+            params=params,
             folder=Path(),
             identity="",
             on_curve=job.on_curve,
             unit="targets",
         )
+
+    def dropped_prefix(self) -> AbstractContextManager[None]:
+        """Inside the block the prefix drops what it does in the step under way."""
+        return self._dropout.of_prefix(self.counters.step + 1)
+
+    def dropped_head(self) -> AbstractContextManager[None]:
+        """Inside the block the head drops what it does in the step under way."""
+        return self._dropout.of_head(self.counters.step + 1)
 
     def ending(self) -> Ending | None:
         return None if self.error is not None else super().ending()
@@ -200,13 +213,16 @@ class _Fleet:
         for piece in pieces:
             targets[piece.owner] += len(piece.batch.targets)
         losses = dict.fromkeys(active, 0.0)
-        for part in _passes(pieces, self._tokens):
-            found = self._losses(part)
-            # By the targets of each member's own step, as in a training alone.
-            shares = [loss.total / targets[piece.owner] for piece, loss in zip(part, found, strict=True)]
-            torch.stack(shares).sum().backward()  # type: ignore[no-untyped-call]
-            for piece, share in zip(part, shares, strict=True):
-                losses[piece.owner] += share.item()
+        with ExitStack() as dropped:
+            for i in active:
+                dropped.enter_context(self._members[i].dropped_prefix())
+            for part in _passes(pieces, self._tokens):
+                found = self._losses(part, training=True)
+                # By the targets of each member's own step, as in a training alone.
+                shares = [loss.total / targets[piece.owner] for piece, loss in zip(part, found, strict=True)]
+                torch.stack(shares).sum().backward()  # type: ignore[no-untyped-call]
+                for piece, share in zip(part, shares, strict=True):
+                    losses[piece.owner] += share.item()
         for i in active:
             try:
                 self._members[i].end_step(losses[i], targets[i], began)
@@ -221,7 +237,7 @@ class _Fleet:
         for batches in zip_longest(*(validation_batches(self._members[i].validation) for i in due)):
             pieces = [_Piece(i, batch) for i, batch in zip(due, batches, strict=True) if batch is not None]
             for part in _passes(pieces, self._tokens):
-                for piece, loss in zip(part, self._losses(part), strict=True):
+                for piece, loss in zip(part, self._losses(part, training=False), strict=True):
                     sums[piece.owner] += (loss.total.item(), loss.targets, loss.right)
         for i, (total, targets, right) in sums.items():
             try:
@@ -229,8 +245,8 @@ class _Fleet:
             except NonFiniteLossError as error:
                 self._members[i].error = error
 
-    def _losses(self, pieces: Sequence[_Piece]) -> list[BatchLoss]:
-        """The loss of each piece, from one pass for all of them."""
+    def _losses(self, pieces: Sequence[_Piece], *, training: bool) -> list[BatchLoss]:
+        """The loss of each piece, from one pass for all of them; in training with its head's dropout."""
         attached = self._attached
         model = attached.model
         attached.assign([piece.owner for piece in pieces for _ in range(len(piece.batch.input_ids))])
@@ -239,7 +255,9 @@ class _Fleet:
         for piece in pieces:
             rows, width = piece.batch.input_ids.shape
             own = part_of(outputs, slice(start, start + rows), width)
-            with attached.replaying(own), worn(model, self._members[piece.owner].head):
+            member = self._members[piece.owner]
+            dropped = member.dropped_head() if training else nullcontext()
+            with attached.replaying(own), worn(model, member.head), dropped:
                 losses.append(batch_loss(model, piece.batch))
             start += rows
         return losses

@@ -1,7 +1,7 @@
 """Training a prefix on prepared rows: from where it starts to an adapter on disk.
 
 What is trained is the prefix and, for classification, the head on top of the base; the base itself is hashed
-before and after. The model stays in evaluation mode throughout: no dropout in a base that cannot adapt to it.
+before and after, and stays in evaluation mode throughout (`pipeline.train.dropout`).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from pipeline.prefix.attention import attach
 from pipeline.prefix.lean import lean
 from pipeline.train import checkpoints, initialisation
 from pipeline.train.batches import ClassificationRows, Rows, generation_rows
+from pipeline.train.dropout import Dropout, head_layers
 from pipeline.train.initialisation import Start, WarmStart
 from pipeline.train.process_group import ProcessGroup, joined
 from pipeline.train.training_loop import Ending, Loop, OnCurve
@@ -237,7 +238,9 @@ class _Job:
         )
         prefix = begun.prefix
         groups = {"prefix": dict(prefix.named_parameters()), "head": head_parameters(self.model)}
-        recompute = self.training_params.gradient_checkpointing
+        params = self.training_params
+        dropping = Dropout(params.dropout, params.seed, prefix, head_layers(self.model, groups["head"]))
+        recompute = params.gradient_checkpointing
         with _trainable(groups["head"]), attach(self.model, prefix), lean(self.model, recompute=recompute):
             install_head(self.model, begun.head)
             loop = Loop(
@@ -245,12 +248,13 @@ class _Job:
                 groups,
                 rows=rows,
                 validation=validation,
-                params=self.training_params,
+                params=params,
                 folder=self.folder,
                 identity=identity,
                 on_curve=on_curve,
                 unit="tokens" if self.task == "generation" else "examples",
                 group=self.group,
+                dropped=dropping.in_step,
             )
             stopped = loop.run()
         for rank, after in enumerate(self.group.gather(weights_digest(self.model))):

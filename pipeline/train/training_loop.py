@@ -32,7 +32,7 @@ import torch
 
 from pipeline.errors import NonFiniteLossError, TrainingError, TrainingInterruptedError
 from pipeline.params import TrainingParams
-from pipeline.train import checkpoints
+from pipeline.train import checkpoints, dropout
 from pipeline.train.batches import AnyBatch, Indices, Rows, epoch_steps, part_of, validation_batches
 from pipeline.train.losses import batch_loss
 from pipeline.train.process_group import ALONE, ProcessGroup
@@ -144,13 +144,14 @@ class Loop:
     """One training of named tensors: those of the prefix and of the head.
 
     Args:
-        model: the frozen base with the prefix attached, in evaluation mode (a frozen base has no use for dropout).
+        model: the frozen base with the prefix attached, in evaluation mode.
         groups: {"prefix": {name: parameter}, "head": {name: parameter}}; all that is trained.
         rows, validation: the splits.
         folder: for checkpoints and curves.
         identity: digest of all that decides the result; a checkpoint of another is refused.
         on_curve: told each line of the curves as it is written, in the process that writes.
         group: the processes that train together; they must have been given equal arguments.
+        dropped: what a step drops.
     """
 
     def __init__(
@@ -166,12 +167,14 @@ class Loop:
         on_curve: OnCurve | None,
         unit: str,
         group: ProcessGroup = ALONE,
+        dropped: dropout.InStep = dropout.nothing,
     ) -> None:
         self.counters = Counters()
         self.plan = Plan.of(params, len(rows.lengths))
         self._model, self._rows, self._validation = model, rows, validation
         self._params, self._folder, self._identity = params, folder, identity
         self._on_curve, self._unit, self._group = on_curve, unit, group
+        self._dropped = dropped
         self._curves: io.FileIO | None = None
         self._saved = 0.0
         self._save_due = False
@@ -240,10 +243,11 @@ class Loop:
         began = time.monotonic()
         batches = self.begin_step()
         loss, targets = 0.0, 0.0
-        for batch in batches:
-            piece = batch_loss(self._model, batch, self._params.dtype)
-            piece.total.backward()  # type: ignore[no-untyped-call]
-            loss, targets = loss + piece.total.item(), targets + piece.targets
+        with self._dropped(self.counters.step + 1):
+            for batch in batches:
+                piece = batch_loss(self._model, batch, self._params.dtype)
+                piece.total.backward()  # type: ignore[no-untyped-call]
+                loss, targets = loss + piece.total.item(), targets + piece.targets
         loss, targets = self._added([loss, targets], self._gradients())
         # By the targets of the whole step: so pieces, of one process or of several, add up to what one batch gives.
         loss /= targets

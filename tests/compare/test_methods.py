@@ -117,6 +117,37 @@ def test_a_seed_decides_where_a_method_starts(bases: dict[str, ResolvedBase], na
     assert not all(other)
 
 
+def test_loras_dropout_is_in_force_in_training_alone_and_follows_from_the_seed(
+    bases: dict[str, ResolvedBase],
+):
+    adapted = moved(put_on("lora", model_for(bases, "classification"), "classification", dropout=0.5))
+
+    def logits() -> Any:
+        with torch.no_grad():
+            return adapted.model(input_ids=PADDED, attention_mask=MASK).logits
+
+    plain, state = logits(), torch.get_rng_state()
+    found = []
+    for seed in (1, 1, 2):
+        with adapted.in_training(seed):
+            found.append(logits())
+    assert torch.equal(found[0], found[1])
+    assert not torch.allclose(found[0], found[2])
+    assert not torch.allclose(found[0], plain)
+    with pytest.raises(InterruptedError), adapted.in_training(1):
+        raise InterruptedError
+    assert torch.equal(logits(), plain)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("name", WITH_PEFT)
+def test_without_dropout_training_changes_nothing(bases: dict[str, ResolvedBase], name: str):
+    adapted = moved(put_on(name, model_for(bases, "classification"), "classification"))
+    plain = adapted.model(input_ids=PADDED, attention_mask=MASK).logits
+    with adapted.in_training(1):
+        assert torch.equal(adapted.model(input_ids=PADDED, attention_mask=MASK).logits, plain)
+
+
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("name", WITH_PEFT)
 def test_what_is_saved_and_loaded_answers_as_before_and_loads_with_peft_alone(

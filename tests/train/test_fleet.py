@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from pipeline.prefix.architecture import anatomy
 from pipeline.prefix.attention import attach
 from pipeline.train import fleet
 from pipeline.train.batches import ClassificationRows, GenerationRows, Rows
+from pipeline.train.dropout import Dropout, head_layers
 from pipeline.train.fleet import FleetJob, FleetResult, train_together
 from pipeline.train.training_loop import Loop
 from tests.prefix.models import BEYOND_PEFT, DECODERS, ENCODERS, decoder, encoder, random_prefix
@@ -103,6 +105,8 @@ def alone(model: Any, this: FleetJob, folder: Path) -> tuple[Loop, str]:
                         this.head[f"{module}.{key}"].clone()
                     )
     folder.mkdir()
+    layers = head_layers(model, head_parameters(model))
+    dropping = Dropout(this.params.dropout, this.params.seed, this.prefix, layers)
     with attach(model, this.prefix):
         loop = Loop(
             model,
@@ -114,6 +118,7 @@ def alone(model: Any, this: FleetJob, folder: Path) -> tuple[Loop, str]:
             identity="",
             on_curve=this.on_curve,
             unit="",
+            dropped=dropping.in_step,
         )
         return loop, loop.run()
 
@@ -173,6 +178,15 @@ def test_generation_together_is_generation_alone(family: str, tmp_path: Path) ->
 
 def test_packed_rows_together_are_packed_rows_alone(tmp_path: Path) -> None:
     compare(lambda: decoder().double(), tmp_path, packed=True)
+
+
+@pytest.mark.parametrize("make", [decoder, encoder, partial(encoder, "Roberta")])
+def test_each_drops_what_it_would_alone(make: Any, tmp_path: Path) -> None:
+    dropping = compare(lambda: make().double(), tmp_path, dropout=0.3)
+    (tmp_path / "none").mkdir()
+    plain = compare(lambda: make().double(), tmp_path / "none")
+    for one, other in zip(dropping, plain, strict=True):
+        assert abs(one.counters.best_loss - other.counters.best_loss) > 1e-4
 
 
 @pytest.mark.parametrize("make", [decoder, encoder])

@@ -57,6 +57,8 @@ UNEVEN: Mapping[str, Any] = {
 ONE_IN_THE_LAST: Mapping[str, Any] = {"batch_size": 3, "epochs": 1, "weight_decay": 0.1, "patience": None}
 """14 steps over 40 rows, one of which has a single example: the other process has none, nor one for validation."""
 
+DROPPING: Mapping[str, Any] = {"dropout": 0.3, "max_steps": 4}
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -148,6 +150,7 @@ RUNS: list[dict[str, Any]] = [
     {"root": "own_group", "training": UNEVEN, "own_group": True},
     {"root": "two", "training": UNEVEN},
     {"root": "two_heads", "training": ONE_IN_THE_LAST, "task": "classification"},
+    {"root": "two_drop", "training": DROPPING, "task": "classification"},
     {"root": "lost", "training": UNEVEN, "act": [1, 12, "SIGKILL"]},
 ]
 
@@ -202,6 +205,14 @@ def test_a_process_without_an_example_adds_nothing_and_the_head_is_trained_too(
     classification.beside("one_head").train(**ONE_IN_THE_LAST)
     assert_equal_result(classification, "two_heads", "one_head")
     assert any("classifier" in name for name in vectors(classification, "two_heads"))
+
+
+def test_two_processes_drop_what_one_does(classification: Bench, together: Any) -> None:
+    classification.beside("one_drops").train(**DROPPING)
+    assert_equal_result(classification, "two_drop", "one_drops")
+    classification.beside("one_does_not").train(**{**DROPPING, "dropout": 0.0})
+    first, other = (curve(classification, root)[0]["loss"] for root in ("one_drops", "one_does_not"))
+    assert first != pytest.approx(other, rel=1e-3)
 
 
 def test_every_process_ends_with_the_same_bits_and_the_same_summary(together: Any) -> None:

@@ -275,6 +275,87 @@ def test_training_is_what_a_plain_loop_with_transformers_own_loss_gives(classifi
     assert len(ours) == 4
 
 
+@pytest.mark.parametrize("length", [3, 9])
+def test_dropout_in_training_is_a_plain_loop_whose_prefix_and_head_weights_are_masked(
+    classification: Bench, length: int
+) -> None:
+    """A head that reads masked numbers is one whose weights' columns are masked. Validations drop nothing."""
+    start = {"length": length, "initialisation": "random"}
+    classification.train(
+        prefix=start, batch_size=40, epochs=3, schedule="constant", warmup=0.0, validations_per_epoch=1,
+        max_grad_norm=1e9, dropout=0.4, seed=7,
+    )  # fmt: skip
+
+    model = base_model.load(classification.base, "classification", labels=LABELS)
+    prefix = Prefix(PrefixShape.of_model(model), length)
+    prefix.init_random(0.5, torch.Generator().manual_seed(7))
+    head = head_parameters(model)
+    (weight,) = (parameter for parameter in head.values() if parameter.dim() == 2)
+    trained = [prefix.vectors, *head.values()]
+    own = [parameter.detach().clone().requires_grad_() for parameter in trained]
+    optimiser = torch.optim.AdamW(
+        [{"params": own[:1], "lr": 0.1}, {"params": own[1:], "lr": 0.01}], betas=(0.8, 0.95), weight_decay=0.0
+    )
+
+    def mask(step: int, number: int, shape: torch.Size) -> torch.Tensor:
+        drawn = np.random.default_rng((7, step, number)).random(tuple(shape), np.float32)
+        return torch.from_numpy((drawn >= 0.4).astype(np.float32) / np.float32(0.6))
+
+    def loss(split: str, factors: list[Any]) -> torch.Tensor:
+        rows = datasets.load_from_disk(str(classification.prepared / split))
+        batch = base_model.tokenizer(classification.base)(
+            list(rows["text"]), padding=True, return_tensors="pt"
+        )
+        with torch.no_grad():
+            for parameter, mine, factor in zip(trained, own, factors, strict=True):
+                parameter.copy_(mine * factor)
+        for parameter in trained:
+            parameter.requires_grad_(True)
+            parameter.grad = None
+        with attach(model, prefix):
+            found: torch.Tensor = model(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                labels=torch.tensor(rows["label"][:]),
+            ).loss
+            found.backward()
+        return found
+
+    losses = []
+    for step in (1, 2, 3):
+        factors: list[Any] = [mask(step, 0, prefix.vectors.shape)]
+        factors += [mask(step, 1, weight[0].shape) if p is weight else 1.0 for p in head.values()]
+        losses.append(("step", loss("train", factors).item()))
+        for parameter, mine, factor in zip(trained, own, factors, strict=True):
+            assert parameter.grad is not None
+            mine.grad = parameter.grad * factor
+        optimiser.step()
+        losses.append(("validation", loss("validation", [1.0] * len(own)).item()))
+
+    ours = [(line["kind"], line["loss"]) for line in classification.lines]
+    assert [kind for kind, _ in ours] == [kind for kind, _ in losses]
+    assert [figure for _, figure in ours] == pytest.approx([figure for _, figure in losses], rel=1e-4)
+
+
+def test_the_pieces_of_a_step_drop_as_the_whole_step_does(bench: Bench) -> None:
+    bench.train(dropout=0.3)
+    again = bench.beside("in pieces")
+    again.train(dropout=0.3, gradient_accumulation=3)
+    for whole, pieces in zip(bench.lines, again.lines, strict=True):
+        assert pieces["loss"] == pytest.approx(whole["loss"], rel=1e-4)
+    plain = bench.beside("without dropout")
+    plain.train()
+    assert bench.lines[0]["loss"] != pytest.approx(plain.lines[0]["loss"], rel=1e-3)
+
+
+def test_layers_that_are_recomputed_see_what_was_dropped(bench: Bench) -> None:
+    bench.train(dropout=0.3)
+    again = bench.beside("recomputed")
+    again.train(dropout=0.3, gradient_checkpointing=True)
+    for before, after in zip(bench.lines, again.lines, strict=True):
+        assert after["loss"] == pytest.approx(before["loss"], rel=1e-6)
+
+
 @pytest.mark.parametrize("pieces", [2, 3, 8])
 def test_accumulated_pieces_have_the_gradient_of_one_big_batch(
     generation: Bench, pieces: int, tmp_path: Path
@@ -557,11 +638,11 @@ def test_a_training_that_crashes_at_every_step_ends_with_the_same_bytes(
     classification: Bench, prefix: dict[str, Any]
 ) -> None:
     whole, torn = classification.beside("whole"), classification.beside("torn")
-    whole.train(prefix=prefix)
+    whole.train(prefix=prefix, dropout=0.1)
     for step in range(1, 11):
         with pytest.raises(CrashError):
-            torn.train(prefix=prefix, on_curve=at_step(step, crash))
-    torn.train(prefix=prefix)
+            torn.train(prefix=prefix, dropout=0.1, on_curve=at_step(step, crash))
+    torn.train(prefix=prefix, dropout=0.1)
     assert torn.adapter == whole.adapter
     assert figures(torn.root / "out" / "curves.jsonl") == figures(whole.root / "out" / "curves.jsonl")
 
