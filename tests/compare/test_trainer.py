@@ -120,6 +120,27 @@ def test_all_methods_see_the_same_rows_in_the_same_order_and_do_as_many_steps(
     assert len(set(counts.values())) == 1
 
 
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [("classification", name) for name in ("prefix", "prompt", "ptuning", "lora")]
+    + [("generation", name) for name in ("prefix", "lora")],  # without a head, so by dropout of their own
+)
+def test_every_method_drops_in_training_and_draws_the_same_again(
+    settings: dict[Task, Setting], tmp_path: Path, task: Task, name: str
+):
+    def losses(number: int, dropout: float) -> dict[str, Any]:
+        shared = settings[task]
+        training = shared.training.model_copy(update={"max_steps": 3, "dropout": dropout})
+        _, record = run(
+            job_for(Setting(**{**vars(shared), "training": training}), name), tmp_path / str(number)
+        )
+        return record
+
+    first, again, plain = (losses(i, dropout) for i, dropout in enumerate((0.4, 0.4, 0.0)))
+    assert again["validation_loss"] == first["validation_loss"]
+    assert plain["validation_loss"] != pytest.approx(first["validation_loss"], rel=1e-4)
+
+
 def test_the_seed_decides_the_order_of_the_rows(settings: dict[Task, Setting]):
     lengths = ClassificationRows(
         serving.systems.load_prepared(settings["classification"].prepared, "train"), pad=0
