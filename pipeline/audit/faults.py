@@ -66,6 +66,7 @@ class Verified:
     """What was found of one version.
 
     Attributes:
+        stages: where it stands, by the ledger; None where there is no ledger to go by.
         duplicate_of: the version with the same run key that counts instead; None for one that counts.
         by_hand: prefixline did not register it, so there is nothing to verify it by.
         faults: everything found wrong; empty where all is well.
@@ -75,7 +76,7 @@ class Verified:
 
     name: str
     version: str
-    stages: tuple[str, ...]
+    stages: tuple[str, ...] | None
     duplicate_of: str | None
     by_hand: bool
     faults: tuple[Fault, ...]

@@ -65,7 +65,7 @@ class RegisteredName:
     """One registered model with its versions, runs and logged models, read in few requests.
 
     Attributes:
-        versions: all of them, oldest first.
+        versions: all of them, oldest first; in no stage where the ledger cannot be read.
 
     Args:
         rules: of each stage, by which what stands there is judged.
@@ -89,6 +89,11 @@ class RegisteredName:
             experiments = [] if experiment is None else [experiment.experiment_id]
             self._runs = {run.info.run_id: run for run in _runs(registry, experiments)}
             self._models = tuple(_models(registry, experiments))
+
+    @property
+    def knows_stages(self) -> bool:
+        """Whether the ledger, by which versions stand in stages, is what was written."""
+        return not self._ledger_problems
 
     def gone(self) -> tuple[Gone, ...]:
         """Versions that a run was closed with, or that stand in a stage, and that are no more: MLflow deletes them

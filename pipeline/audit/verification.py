@@ -21,6 +21,7 @@ from pipeline.audit.sources import Sources
 from pipeline.data.row_progress import Progress
 from pipeline.errors import RegistryError
 from pipeline.ledger import log
+from pipeline.ledger.events import STAGES
 from pipeline.ledger.rules import rules_of
 from pipeline.params import Params
 from pipeline.register.lineage import LineageRecord
@@ -110,6 +111,8 @@ def _choose(names: _Names, reference: str | None) -> tuple[list[RegisteredVersio
     if which is None:
         return list(found.versions), found.gone()
     chosen = [v for v in found.versions if which == v.version or which in v.stages]
+    if which in STAGES and not found.knows_stages:  # it may be any of them, and each says what is wrong
+        return list(found.versions), found.gone()
     if not chosen:
         there = [f"{v.version} {' '.join('@' + stage for stage in v.stages)}".strip() for v in found.versions]
         raise RegistryError(
@@ -131,7 +134,7 @@ def _verify(names: _Names, version: RegisteredVersion, sources: Sources, hashes:
     return Verified(
         name=version.name,
         version=version.version,
-        stages=version.stages,
+        stages=version.stages if names[version.name].knows_stages else None,
         duplicate_of=version.duplicate_of,
         by_hand=found.by_hand,
         faults=tuple(sorted(set(found.faults), key=lambda fault: (order.index(fault.link), fault))),

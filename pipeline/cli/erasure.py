@@ -36,7 +36,9 @@ def erase(workspace: Path, row: str, reason: str | None, dry_run: bool, json_out
     from pipeline.audit import erasure
 
     with without_collector():
-        done = erasure.erase(workspace, row, reason=reason or erasure.REASON, dry_run=dry_run)
+        done = erasure.erase(
+            workspace, row, reason=erasure.REASON if reason is None else reason, dry_run=dry_run
+        )
     told: dict[str, Any] = {
         "dry_run": dry_run,
         "row": done.row,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -21,8 +22,18 @@ EVENTS_SHOWN = 200
 """By `history`, where not all are asked for."""
 
 with_reason = click.option("--reason", required=True, metavar="TEXT", help="Why; kept in the ledger.")
+
+
+def _expectation(ctx: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """A version's number, or `none`."""
+    if value is not None and value != "none" and not re.fullmatch("[1-9][0-9]*", value):
+        raise click.BadParameter(f"got {value!r}; expected a version's number, as 3, or none", ctx, option)
+    return value
+
+
 with_expectation = click.option(
     "--expect",
+    callback=_expectation,
     metavar="VERSION|none",
     help="The version that must stand there now, `none` for none; exit code 4 if it is another.",
 )

@@ -56,6 +56,8 @@ def read_sums(content: bytes) -> dict[str, str]:
         raise IntegrityError([f"not UTF-8: {error}"]) from error
     found = [_SUM.fullmatch(line) for line in lines[:-1]]
     manifest = {match[2]: match[1] for match in found if match is not None}
+    if not manifest:
+        raise IntegrityError(["lists no file"])
     if sums(manifest) != content:
         raise IntegrityError(["not the lines of `sha256sum`, each file once, sorted by name"])
     return manifest

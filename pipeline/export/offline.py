@@ -70,7 +70,7 @@ def verify_offline(folder: Path, public_key: str | None = None) -> Offline:
         verified = Verified(
             name=bundle.name,
             version=bundle.version,
-            stages=() if bundle.stage is None else (bundle.stage,),
+            stages=bundle.stages,
             duplicate_of=None,
             by_hand=False,
             faults=tuple(sorted(set(bundle.faults), key=lambda fault: (order.index(fault.link), fault))),
@@ -92,20 +92,33 @@ class _Bundle:
         self._digests = {
             name: sha for name, path in self._files.items() if isinstance(sha := found[path], str)
         }
-        self._facts = self._read(Link.BUNDLE, layout.FACTS, _object) or {}
-        self.name = str(self._facts.get("prefix", folder.name))
-        self.version = str(self._facts.get("version", "unknown"))
+        self._facts = self._read(Link.BUNDLE, layout.FACTS, _object)
         self.record = self._read(Link.LINEAGE, layout.LINEAGE, LineageRecord.from_json)
+        facts = self._facts or {}
+        named = facts.get("prefix", folder.resolve().name) if self.record is None else self.record.prefix
+        self.name = str(named)
         self._events = self._read(Link.LEDGER, layout.LEDGER, self._chain)
+
+    @cached_property
+    def version(self) -> str:
+        """Its number by bundle.json; where that cannot be read, by the ledger, which has the record's digest."""
+        if self._facts is not None:
+            return str(self._facts.get("version", "unknown"))
+        record, entered = self.record, {} if self._state is None else self._state.registered
+        of_record = (n for n, event in entered.items() if record and event.lineage_digest == record.digest)
+        return next(of_record, "unknown")
 
     @cached_property
     def _state(self) -> State | None:
         return None if self._events is None else fold(self._events)
 
     @property
-    def stage(self) -> str | None:
-        """Where the version stood, by the ledger."""
-        return None if self._state is None else self._state.stage_of(self.version)
+    def stages(self) -> tuple[str, ...] | None:
+        """Where the version stood, by the ledger; None without one that holds."""
+        if self._state is None:
+            return None
+        stage = self._state.stage_of(self.version)
+        return () if stage is None else (stage,)
 
     @property
     def tainted(self) -> bool:
@@ -150,19 +163,16 @@ class _Bundle:
         known = {*record.files, *_OWN, *(start + name for name in (*manifest, MANIFEST_FILE))}
         for name in sorted((self._files.keys() | self._others.keys()) - known):
             what = self._digests.get(name) or self._others.get(name, "a file")
-            self.faults.append(Fault(Link.BUNDLE, Kind.TAMPERED, name, "no file of this name", what))
+            self.faults.append(Fault(Link.BUNDLE, Kind.TAMPERED, name, ABSENT, what))  # as SHA256SUMS has it
 
     def _check_ledger(self, record: LineageRecord, payload: bytes | None) -> None:
         """The version's registration, and what is made from it and the record."""
         if self._state is None:
             return
-        manifest_digest = self._digests.get(f"{layout.MODEL}/{MANIFEST_FILE}", ABSENT)
-        self._agree(
-            Link.BUNDLE,
-            layout.FACTS,
-            layout.facts(record, self.version, self._state, manifest_digest),
-            self._facts,
-        )
+        if self._facts is not None:
+            manifest_digest = self._digests.get(f"{layout.MODEL}/{MANIFEST_FILE}", ABSENT)
+            expected = layout.facts(record, self.version, self._state, manifest_digest)
+            self._agree(Link.BUNDLE, layout.FACTS, expected, self._facts)
         entered = self._state.registered.get(self.version)
         if entered is None:
             where = f"registration of version {self.version}"

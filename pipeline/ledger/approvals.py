@@ -213,8 +213,11 @@ def _find(reading: Reading, request_id: str | None) -> Request:
     )
     if found:
         raise RegistryError(f"{reading.name}: several requests are open; name one with --request: {there}")
-    what = "no request is open" if request_id is None else f"no open request {request_id!r}"
-    raise RegistryError(f"{reading.name}: {what}; open: {there or 'none'}")
+    if not there:
+        raise RegistryError(
+            f"{reading.name}: no request is open; whoever wants a promotion makes one: `prefixline promote {reading.name} …`"
+        )
+    raise RegistryError(f"{reading.name}: no open request {request_id!r}; open: {there}")
 
 
 def _ruled(request: Request) -> Ruled:

@@ -130,6 +130,10 @@ def show_history(told: Mapping[str, Any], *, newest: int | None = None) -> None:
             f"{counted(hidden, 'earlier event')} not shown; `prefixline history {told['prefix']} --all` shows them",
             soft_wrap=True,
         )
+    if not told["events"]:
+        until = "yet" if told["at"] is None else f"up to {told['at']}"
+        out.print(f"nothing has happened to {told['prefix']} {until}", soft_wrap=True)
+        return
     grid = Table(title=f"History of {told['prefix']}", title_justify="left", title_style="bold")
     for column in ("epoch", "version", "what", "who", "when", "why"):
         grid.add_column(column, justify="right" if column in ("epoch", "version") else "left")
@@ -139,6 +143,7 @@ def show_history(told: Mapping[str, Any], *, newest: int | None = None) -> None:
             "requested": "requested for",
             "approved": "approved for",
             "refused": "refused for",
+            "rolled back": "brought back to",
         }
         what = f"{joined[row['event']]} {row['stage']}" if row["event"] in joined else row["event"]
         what += f"\nby row {row['row'][:12]}" if row["row"] else ""
@@ -183,12 +188,12 @@ def show_out_of_step(out: Console, name: str, sentences: Collection[str]) -> Non
 
 
 _MEANING = {
-    "tampered": "it is there, and its bytes are not those recorded: bring a good copy back, and find out who wrote",
+    "tampered": "it is there, and its bytes are not those recorded: bring a good copy back, and find out who changed it",
     "missing": "it is recorded, and not there",
     "unreachable": "it could not be looked at: mend what it says, and verify again",
     "out of step": "two records that are whole contradict each other: one was changed by hand",
     "unauthorised": "it stands there by an event that the rules in params.yaml do not allow: promote it anew by the rules, "
-    "or archive it, and find out who wrote",
+    "or archive it, and find out who promoted it",
 }
 
 
@@ -202,7 +207,7 @@ def show_verification(result: Mapping[str, Any]) -> None:
     for version in versions:
         grid.add_row(
             plain(f"{version['name']} version {version['version']}"),
-            plain(", ".join(version["stages"]) or "none"),
+            "not known" if version["stages"] is None else plain(", ".join(version["stages"]) or "none"),
             _result(version),
         )
     out.print(grid)
@@ -254,10 +259,10 @@ def _result(version: Mapping[str, Any]) -> str:
         said.append("registered by hand, without lineage")
     if version["duplicate_of"]:
         said.append(f"a duplicate of version {plain(version['duplicate_of'])}")
-    if version["tainted"]:
-        said.append("tainted: it saw a row that was to be erased")
     count = len(version["faults"])
     said.append(f"[red]{count} {'fault' if count == 1 else 'faults'}[/]" if count else "[green]sound[/]")
+    if version["tainted"]:
+        said.append("but tainted: it saw a row that was to be erased")
     return ", ".join(said)
 
 

@@ -159,7 +159,7 @@ def _versions(found: Mapping[str, Any], shown: Sequence[Mapping[str, Any]]) -> T
             stage += "\ntainted"
         count = faults.get(version["version"])
         verified = (
-            "no"
+            "–"
             if count is None
             else f"[red]{count} {'fault' if count == 1 else 'faults'}[/]"
             if count

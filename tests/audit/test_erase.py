@@ -277,6 +277,9 @@ def test_data_that_is_not_usable_lost_or_would_be_empty_is_refused_before_anythi
 
 def test_a_dirty_workspace_and_a_reason_without_words_are_refused(here: World) -> None:
     refused(here, RegistryError, "reason: got ' '", reason=" ")
+    done = CliRunner().invoke(main, ["-w", str(here.root), "erase", "--row", GONE, "--reason", ""])
+    assert done.exit_code == 1
+    assert "reason: got ''" in done.stderr
     (here.root / "dvc.yaml").write_text("stages: {}\n")
     refused(here, WorkspaceError, "dvc.yaml: changed, not committed")
 

@@ -25,6 +25,7 @@ from pipeline.errors import RegistryError
 from pipeline.ledger.registration import enter
 from pipeline.register import versions
 from pipeline.register.lineage import LineageRecord
+from pipeline.show.terminal import show_verification
 from pipeline.versioning.experiment import anchor
 from tests import git_dvc, mlflow_world
 from tests.audit.verify_world import CODE, DATA, World
@@ -489,15 +490,26 @@ def test_an_alias_moved_by_hand_is_told_at_both_versions(world: World) -> None:
     ],
 )
 def test_a_ledger_changed_behind_mlflows_back_is_told_at_each_of_its_versions(
-    world: World, statement: str
+    world: World, statement: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with closing(sqlite3.connect(world.root / ".prefixline/mlflow.db")) as database, database:
         assert database.execute(statement).rowcount > 0
-    found = verify(world.root)
-    for number in ("1", "2"):
-        (fault,) = faults(found, f"alpha:{number}")
-        assert (fault.link, fault.kind, fault.where) == (Link.LEDGER, Kind.TAMPERED, "the ledger of alpha")
-        assert "epoch" in fault.actual or "experiment" in fault.actual
+    # Which version is in a stage cannot be told then, so a stage is all of them.
+    for asked in (None, "alpha", "alpha@production"):
+        found = verify(world.root, asked)
+        for number in ("1", "2"):
+            (fault,) = faults(found, f"alpha:{number}")
+            assert (fault.link, fault.kind, fault.where) == (
+                Link.LEDGER,
+                Kind.TAMPERED,
+                "the ledger of alpha",
+            )
+            assert "epoch" in fault.actual or "experiment" in fault.actual
+        assert {version.stages for version in found.versions if version.name == "alpha"} == {None}
+    show_verification(found.to_json())
+    shown = capsys.readouterr().out
+    assert "not known" in shown
+    assert "none" not in shown
 
 
 def test_a_version_that_the_ledger_never_entered_is_told(world: World) -> None:

@@ -246,7 +246,10 @@ def kinds(registry: Registry) -> list[str]:
 
 
 def test_an_approver_agrees_once_and_nobody_to_his_own_request(registry: Registry):
-    with pytest.raises(RegistryError, match="no request is open; open: none"):
+    with pytest.raises(
+        RegistryError,
+        match="no request is open; whoever wants a promotion makes one: `prefixline promote reviews",
+    ):
         approve(registry)
     made = asked()
     write(registry, made)

@@ -113,6 +113,26 @@ def test_an_alias_moved_by_hand_is_named_by_status_and_history_and_put_right_on_
     assert moved.stderr == "put right first: candidate: the alias says 1, the ledger says 2\n"
 
 
+@pytest.mark.parametrize("given", ["foo", "0", "01", "-1", "None", ""])
+@pytest.mark.parametrize("command", [["promote", "reviews", "1", "--to", "staging"], ["rollback", "reviews"]])
+def test_an_expectation_that_is_no_version_is_a_usage_error(reviews: World, command: list[str], given: str):
+    done = reviews.run(*command, "--reason", "so", "--expect", given, expect=2)
+    assert f"got {given!r}; expected a version's number, as 3, or none" in done.stderr
+
+
+def test_a_history_up_to_a_time_before_the_first_event_says_that_there_is_none(reviews: World):
+    shown = reviews.run("history", "reviews", "--at", "2001-02-03T00:00:00+00:00").stdout
+    assert shown == "nothing has happened to reviews up to 2001-02-03T00:00:00+00:00\n"
+
+
+def test_a_rollback_reads_as_one_in_the_history(reviews: World):
+    for number in "12":
+        reviews.run("promote", "reviews", number, "--to", "staging", "--reason", "so")
+        reviews.run("promote", "reviews", number, "--to", "production", "--reason", "so")
+    reviews.run("rollback", "reviews", "--reason", "worse")
+    assert "brought back to production" in " ".join(reviews.run("history", "reviews").stdout.split())
+
+
 def test_whoever_is_second_gets_exit_code_4_and_is_told_what_stands_there(reviews: World):
     reviews.run("promote", "reviews", "1", "--to", "staging", "--reason", "first")
     command = ["promote", "reviews", "2", "--to", "staging", "--reason", "me too", "--expect", "none"]
