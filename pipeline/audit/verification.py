@@ -110,9 +110,9 @@ def _choose(names: _Names, reference: str | None) -> tuple[list[RegisteredVersio
     found = names[name]
     if which is None:
         return list(found.versions), found.gone()
-    chosen = [v for v in found.versions if which == v.version or which in v.stages]
     if which in STAGES and not found.knows_stages:  # it may be any of them, and each says what is wrong
         return list(found.versions), found.gone()
+    chosen = [v for v in found.versions if which == v.version or which in v.stages]
     if not chosen:
         there = [f"{v.version} {' '.join('@' + stage for stage in v.stages)}".strip() for v in found.versions]
         raise RegistryError(
