@@ -105,7 +105,7 @@ def finished(child: int) -> None:
 def prepare(data: Path, folder: Path, count: int) -> None:
     """Rows for training and, a quarter as many, for validation."""
     datasets.disable_progress_bars()
-    sources, references = encoded(data)
+    sources, references = encoded(data, 3)
     for split, start, end in (("train", 0, count), ("validation", count, count + count // 4)):
         rows = [
             {"row_id": hashlib.sha256(str(i).encode()).hexdigest(), "input_ids": sources[i], "target_ids": references[i]}

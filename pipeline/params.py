@@ -201,8 +201,8 @@ class TrainingParams(_Section):
     null never stops early. `warmup` is a share of all steps. `max_steps` ends the epochs sooner. `adam_beta1` and
     `adam_beta2` are how slowly AdamW forgets gradients and their squares.
 
-    `dropout` is the probability with which a step leaves out a number of the prefix, and a number that the classification
-    head reads; the frozen base drops nothing.
+    `dropout` is the probability with which a step leaves out a number of the prefix, for all of its rows, and in each row a
+    number that the classification head reads; the frozen base drops nothing.
 
     `gradient_checkpointing` computes the layers twice instead of keeping what they made: less memory, more time,
     the same result. `dtype` is what the base multiplies matrices in while the prefix is trained; bfloat16 is faster

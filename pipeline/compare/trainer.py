@@ -5,8 +5,6 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +20,10 @@ from pipeline.data.dataset import load_prepared
 from pipeline.errors import IntegrityError, NonFiniteLossError
 from pipeline.evaluate import probe, scoring
 from pipeline.evaluate.systems import read_examples
-from pipeline.params import TrainingParams
 from pipeline.prefix.lean import lean
 from pipeline.train import checkpoints, start_text, training
 from pipeline.train.batches import ClassificationRows, Rows, generation_rows
-from pipeline.train.dropout import Dropout, InStep, head_layers, step_seed
+from pipeline.train.dropout import InStep, step_seed
 from pipeline.train.training_loop import Loop
 
 
@@ -140,7 +137,7 @@ def _peft(job: Job, folder: Path, artefact: Path) -> dict[str, Any]:
             identity=job.key,
             on_curve=None,
             unit="tokens" if shared.task == "generation" else "examples",
-            dropped=_dropped(adapted, params),
+            dropped=_dropped(adapted, params.seed),
         )
         with lean(adapted.model, recompute=params.gradient_checkpointing):
             loop.run()
@@ -170,16 +167,9 @@ def _peft(job: Job, folder: Path, artefact: Path) -> dict[str, Any]:
     }
 
 
-def _dropped(adapted: peft_models.Adapted, params: TrainingParams) -> InStep:
-    """The head drops what the prefix's head does; LoRA has PEFT's dropout besides."""
-    head = Dropout(params.dropout, params.seed, None, head_layers(adapted.model, adapted.head))
-
-    @contextmanager
-    def in_step(step: int) -> Iterator[None]:
-        with head.in_step(step), adapted.in_training(step_seed(params.seed, step)):
-            yield
-
-    return in_step
+def _dropped(adapted: peft_models.Adapted, seed: int) -> InStep:
+    """PEFT's own dropout, besides what every method's head drops alike."""
+    return lambda step: adapted.in_training(step_seed(seed, step))
 
 
 def _probe(job: Job, folder: Path, artefact: Path) -> dict[str, Any]:

@@ -42,12 +42,14 @@ class Batch:
         attention_mask: 1 for real tokens, [B, N].
         targets: what is to be predicted: the label of each row [B], or the target tokens of all rows [T].
         positions: generation: where the T logits stand, as indices into B·N; classification: None.
+        examples: classification: the number of each row's example in its split, [B]; generation: None.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     targets: torch.Tensor
     positions: torch.Tensor | None = None
+    examples: torch.Tensor | None = None
 
     def inputs(self, model: PreTrainedModel) -> dict[str, Any]:
         """What the model's layers are called with."""
@@ -162,7 +164,7 @@ class ClassificationRows:
         for part in np.array_split(examples, min(pieces, len(examples))):
             input_ids, mask = _padded([self._input_ids[i] for i in part], self._pad)
             labels = torch.from_numpy(self._labels[part].astype(np.int64))
-            made.append(Batch(input_ids, mask, labels))
+            made.append(Batch(input_ids, mask, labels, examples=torch.from_numpy(part)))
         return made
 
 

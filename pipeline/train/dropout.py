@@ -3,8 +3,9 @@
 Li & Liang's code has the first as `prefix_dropout`, transformers the second as `classifier_dropout`. The base drops
 nothing: it is frozen, in evaluation mode, and could not adapt to it.
 
-What is dropped in a step follows from the seed and the step's number alone, and is the same for all of its rows. So a
-resumed training drops the same again, and the pieces of a step, several processes or a fleet drop as one batch does.
+What the prefix drops follows from the seed and the step's number alone and is the same for all rows, which share it;
+what the head drops of a row, from the seed, the step and the row's example. So a resumed training drops the same again,
+and the pieces of a step, several processes or a fleet drop as one batch does.
 """
 
 from __future__ import annotations
@@ -30,42 +31,62 @@ def nothing(_: int) -> AbstractContextManager[None]:
 
 
 @dataclass(frozen=True)
-class Dropout:
-    """Each number is zero in a step with `probability`, the others are divided by 1 − `probability`.
+class PrefixDropout:
+    """Each of the prefix's keys and values is zero in a step with `probability`, the others are divided by 1 − it.
+
+    With a projection that is what the projection makes of its parameters.
 
     Attributes:
         seed: of the training.
-        prefix: whose keys and values are dropped (what a projection makes of its parameters); None for none.
-        head: the linear layers whose input is dropped (see `head_layers`).
     """
 
     probability: float
     seed: int
-    prefix: Prefix | None
-    head: Sequence[nn.Linear]
+    prefix: Prefix
 
-    @contextmanager
-    def in_step(self, step: int) -> Iterator[None]:
-        """Inside the block prefix and head drop."""
-        with self.of_prefix(step), self.of_head(step):
-            yield
-
-    def of_prefix(self, step: int) -> AbstractContextManager[None]:
+    def in_step(self, step: int) -> AbstractContextManager[None]:
         """Inside the block the prefix drops."""
-        if self.prefix is None or not self.probability:
+        if not self.probability:
             return nullcontext()
         like = self.prefix.key_values()
-        return self.prefix.multiplied(self._factors(step, 0, like))
+        return self.prefix.multiplied(_factors(self.probability, (self.seed, step, 0), like))
+
+
+@dataclass(frozen=True)
+class HeadDropout:
+    """Each number that a linear layer of the head reads of a row is zero with `probability`, the others are divided by 1 − it.
+
+    Where the layer reads a state for each token, a row's tokens all drop alike: one of them is its answer.
+
+    Attributes:
+        seed: of the training.
+        layers: see `head_layers`.
+    """
+
+    probability: float
+    seed: int
+    layers: Sequence[nn.Linear]
 
     @contextmanager
-    def of_head(self, step: int) -> Iterator[None]:
-        """Inside the block the head drops."""
+    def of(self, step: int, examples: torch.Tensor | None) -> Iterator[None]:
+        """Inside the block the head drops.
+
+        Args:
+            examples: of the rows it is to read, [B]; None where there is no head.
+        """
         hooks = []
-        for number, layer in enumerate(self.head if self.probability else (), start=1):
-            factors = self._factors(step, number, layer.weight[0])
+        for number, layer in enumerate(self.layers if self.probability else (), start=1):
+            assert examples is not None, "rows for a head come with their examples"
+            width = layer.weight[0]
+            rows = [
+                _factors(self.probability, (self.seed, step, number, example), width)
+                for example in examples.tolist()
+            ]
+            factors = torch.stack(rows)  # [B, H]
 
             def dropped(_: nn.Module, args: tuple[Any, ...], factors: torch.Tensor = factors) -> Any:
-                return (args[0] * factors, *args[1:])
+                states = args[0]  # [B, H] or [B, N, H]
+                return (states * (factors if states.dim() == 2 else factors[:, None]), *args[1:])
 
             hooks.append(layer.register_forward_pre_hook(dropped))
         try:
@@ -74,11 +95,12 @@ class Dropout:
             for hook in hooks:
                 hook.remove()
 
-    def _factors(self, step: int, number: int, like: torch.Tensor) -> torch.Tensor:
-        """Zero or 1 / (1 − probability), of the shape of `like`, for the step's tensor `number`."""
-        drawn = np.random.default_rng((self.seed, step, number)).random(tuple(like.shape), np.float32)
-        kept = torch.from_numpy(drawn >= self.probability)
-        return (kept / (1 - self.probability)).to(device=like.device, dtype=like.dtype)
+
+def _factors(probability: float, draw: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+    """Zero or 1 / (1 − probability), of the shape of `like`; `draw` decides which."""
+    drawn = np.random.default_rng(draw).random(tuple(like.shape), np.float32)
+    kept = torch.from_numpy(drawn >= probability)
+    return (kept / (1 - probability)).to(device=like.device, dtype=like.dtype)
 
 
 def head_layers(model: nn.Module, head: Mapping[str, nn.Parameter]) -> list[nn.Linear]:

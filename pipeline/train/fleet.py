@@ -27,7 +27,7 @@ from pipeline.prefix.packing import PackedRows
 from pipeline.prefix.several import Head, SeveralAttachment, attach_several, check_head, part_of, worn
 from pipeline.prefix.tuning import Prefix
 from pipeline.train.batches import AnyBatch, Rows, validation_batches
-from pipeline.train.dropout import Dropout, head_layers
+from pipeline.train.dropout import HeadDropout, PrefixDropout, head_layers
 from pipeline.train.losses import BatchLoss, batch_loss
 from pipeline.train.training_loop import Counters, Ending, Loop, OnCurve
 
@@ -156,8 +156,7 @@ class _Member(Loop):
         self.validation = job.validation
         self.error: NonFiniteLossError | None = None
         params = job.params
-        layers = head_layers(model, head_parameters(model))
-        self._dropout = Dropout(params.dropout, params.seed, job.prefix, layers)
+        self._prefix_dropout = PrefixDropout(params.dropout, params.seed, job.prefix)
         super().__init__(
             model,
             {"prefix": dict(job.prefix.named_parameters()), "head": self.head},
@@ -169,14 +168,13 @@ class _Member(Loop):
             on_curve=job.on_curve,
             unit="targets",
         )
+        # The model's layers, in which the head's tensors are worn.
+        layers = head_layers(model, head_parameters(model))
+        self._head_dropout = HeadDropout(params.dropout, params.seed, layers)
 
     def dropped_prefix(self) -> AbstractContextManager[None]:
         """Inside the block the prefix drops what it does in the step under way."""
-        return self._dropout.of_prefix(self.counters.step + 1)
-
-    def dropped_head(self) -> AbstractContextManager[None]:
-        """Inside the block the head drops what it does in the step under way."""
-        return self._dropout.of_head(self.counters.step + 1)
+        return self._prefix_dropout.in_step(self.counters.step + 1)
 
     def ending(self) -> Ending | None:
         return None if self.error is not None else super().ending()
@@ -256,7 +254,7 @@ class _Fleet:
             rows, width = piece.batch.input_ids.shape
             own = part_of(outputs, slice(start, start + rows), width)
             member = self._members[piece.owner]
-            dropped = member.dropped_head() if training else nullcontext()
+            dropped = member.dropped_head(piece.batch) if training else nullcontext()
             with attached.replaying(own), worn(model, member.head), dropped:
                 losses.append(batch_loss(model, piece.batch))
             start += rows
@@ -289,7 +287,7 @@ def _inputs(model: PreTrainedModel, batches: Sequence[AnyBatch]) -> dict[str, to
     pad = model.config.get_text_config().pad_token_id
     merged = {}
     for name in (field.name for field in fields(first)):
-        if name in ("targets", "positions"):
+        if name in ("targets", "positions", "examples"):
             continue
         fill = (pad if isinstance(pad, int) else 0) if name == "input_ids" else 0
         parts = [getattr(batch, name) for batch in batches]

@@ -27,7 +27,7 @@ from pipeline.prefix.attention import attach
 from pipeline.prefix.lean import lean
 from pipeline.train import checkpoints, initialisation
 from pipeline.train.batches import ClassificationRows, Rows, generation_rows
-from pipeline.train.dropout import Dropout, head_layers
+from pipeline.train.dropout import PrefixDropout
 from pipeline.train.initialisation import Start, WarmStart
 from pipeline.train.process_group import ProcessGroup, joined
 from pipeline.train.training_loop import Ending, Loop, OnCurve
@@ -239,7 +239,6 @@ class _Job:
         prefix = begun.prefix
         groups = {"prefix": dict(prefix.named_parameters()), "head": head_parameters(self.model)}
         params = self.training_params
-        dropping = Dropout(params.dropout, params.seed, prefix, head_layers(self.model, groups["head"]))
         recompute = params.gradient_checkpointing
         with _trainable(groups["head"]), attach(self.model, prefix), lean(self.model, recompute=recompute):
             install_head(self.model, begun.head)
@@ -254,7 +253,7 @@ class _Job:
                 on_curve=on_curve,
                 unit="tokens" if self.task == "generation" else "examples",
                 group=self.group,
-                dropped=dropping.in_step,
+                dropped=PrefixDropout(params.dropout, params.seed, prefix).in_step,
             )
             stopped = loop.run()
         for rank, after in enumerate(self.group.gather(weights_digest(self.model))):

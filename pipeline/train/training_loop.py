@@ -21,7 +21,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -33,7 +33,7 @@ import torch
 from pipeline.errors import NonFiniteLossError, TrainingError, TrainingInterruptedError
 from pipeline.params import TrainingParams
 from pipeline.train import checkpoints, dropout
-from pipeline.train.batches import AnyBatch, Indices, Rows, epoch_steps, part_of, validation_batches
+from pipeline.train.batches import AnyBatch, Batch, Indices, Rows, epoch_steps, part_of, validation_batches
 from pipeline.train.losses import batch_loss
 from pipeline.train.process_group import ALONE, ProcessGroup
 from pipeline.train.progress import TrainingProgress
@@ -151,7 +151,7 @@ class Loop:
         identity: digest of all that decides the result; a checkpoint of another is refused.
         on_curve: told each line of the curves as it is written, in the process that writes.
         group: the processes that train together; they must have been given equal arguments.
-        dropped: what a step drops.
+        dropped: what a step drops besides what the head reads.
     """
 
     def __init__(
@@ -175,6 +175,8 @@ class Loop:
         self._params, self._folder, self._identity = params, folder, identity
         self._on_curve, self._unit, self._group = on_curve, unit, group
         self._dropped = dropped
+        layers = dropout.head_layers(model, groups.get("head", {}))
+        self._head_dropout = dropout.HeadDropout(params.dropout, params.seed, layers)
         self._curves: io.FileIO | None = None
         self._saved = 0.0
         self._save_due = False
@@ -245,8 +247,9 @@ class Loop:
         loss, targets = 0.0, 0.0
         with self._dropped(self.counters.step + 1):
             for batch in batches:
-                piece = batch_loss(self._model, batch, self._params.dtype)
-                piece.total.backward()  # type: ignore[no-untyped-call]
+                with self.dropped_head(batch):
+                    piece = batch_loss(self._model, batch, self._params.dtype)
+                    piece.total.backward()  # type: ignore[no-untyped-call]
                 loss, targets = loss + piece.total.item(), targets + piece.targets
         loss, targets = self._added([loss, targets], self._gradients())
         # By the targets of the whole step: so pieces, of one process or of several, add up to what one batch gives.
@@ -262,6 +265,11 @@ class Loop:
         mine = self._examples(self.counters.step + 1)
         pieces = math.ceil(self._params.gradient_accumulation / self._group.size)
         return self._rows.batches(mine, pieces) if len(mine) else ()
+
+    def dropped_head(self, batch: AnyBatch) -> AbstractContextManager[None]:
+        """Inside the block the head drops what it does of `batch` in the step under way."""
+        examples = batch.examples if isinstance(batch, Batch) else None
+        return self._head_dropout.of(self.counters.step + 1, examples)
 
     def end_step(self, loss: float, targets: float, began: float) -> float:
         """Take the step that the gradients ask for; returns targets a second.

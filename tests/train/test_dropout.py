@@ -6,23 +6,29 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaForSequenceClassification
 
 from pipeline.base.base_model import head_parameters
 from pipeline.prefix.attention import attach
 from pipeline.prefix.tuning import Prefix, PrefixShape
-from pipeline.train.dropout import Dropout, head_layers
+from pipeline.train.dropout import HeadDropout, PrefixDropout, head_layers
 from tests.prefix.models import decoder, encoder, random_prefix
 
 INPUTS = torch.randint(4, 60, (24, 5), generator=torch.Generator().manual_seed(0))
+EXAMPLES = torch.randperm(500, generator=torch.Generator().manual_seed(0))[:24]
 
 
-def dropout(model: Any, prefix: Prefix, probability: float, *, seed: int = 3) -> Dropout:
-    return Dropout(probability, seed, prefix, head_layers(model, head_parameters(model)))
+def of_prefix(prefix: Prefix, probability: float, *, seed: int = 3) -> PrefixDropout:
+    return PrefixDropout(probability, seed, prefix)
 
 
-def logits(model: Any, prefix: Prefix) -> torch.Tensor:
+def of_head(model: Any, probability: float, *, seed: int = 3) -> HeadDropout:
+    return HeadDropout(probability, seed, head_layers(model, head_parameters(model)))
+
+
+def logits(model: Any, prefix: Prefix, rows: Any = slice(None)) -> torch.Tensor:
     with attach(model, prefix), torch.no_grad():
-        return model(input_ids=INPUTS).logits
+        return model(input_ids=INPUTS[rows]).logits
 
 
 def test_a_step_drops_its_share_of_the_prefixs_numbers_and_scales_up_the_others() -> None:
@@ -31,7 +37,7 @@ def test_a_step_drops_its_share_of_the_prefixs_numbers_and_scales_up_the_others(
     whole = prefix.key_values().detach().clone()
     shares = []
     for step in range(1, 9):
-        with dropout(model, prefix, 0.25).in_step(step):
+        with of_prefix(prefix, 0.25).in_step(step):
             found = prefix.key_values().detach()
         kept = found != 0
         assert torch.allclose(found[kept], whole[kept] / 0.75)
@@ -40,12 +46,17 @@ def test_a_step_drops_its_share_of_the_prefixs_numbers_and_scales_up_the_others(
     assert sum(shares) / 8 == pytest.approx(0.25, abs=5 * (0.25 * 0.75 / numbers) ** 0.5)
 
 
-def test_what_is_dropped_follows_from_seed_and_step_alone() -> None:
+@pytest.mark.parametrize("what", ["prefix", "head"])
+def test_what_is_dropped_follows_from_seed_and_step_alone(what: str) -> None:
     model = encoder()
     prefix = random_prefix(model)
 
     def found(step: int, seed: int) -> torch.Tensor:
-        with dropout(model, prefix, 0.5, seed=seed).in_step(step):
+        with (
+            of_prefix(prefix, 0.5, seed=seed).in_step(step)
+            if what == "prefix"
+            else of_head(model, 0.5, seed=seed).of(step, EXAMPLES)
+        ):
             return logits(model, prefix)
 
     first = found(1, 3)
@@ -58,7 +69,7 @@ def test_what_is_dropped_follows_from_seed_and_step_alone() -> None:
 def test_drawing_leaves_the_programs_own_random_numbers_alone() -> None:
     model = encoder()
     before = torch.get_rng_state()
-    with dropout(model, random_prefix(model), 0.5).in_step(1):
+    with of_prefix(random_prefix(model), 0.5).in_step(1), of_head(model, 0.5).of(1, EXAMPLES):
         pass
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -66,22 +77,56 @@ def test_drawing_leaves_the_programs_own_random_numbers_alone() -> None:
 @pytest.mark.parametrize(
     ("family", "layers"), [("Bert", 1), ("Roberta", 2), ("DistilBert", 2), ("ModernBert", 2)]
 )
-def test_the_input_of_every_linear_layer_of_the_head_is_dropped_alike_in_all_rows(
+def test_the_input_of_every_linear_layer_of_the_head_is_dropped_by_itself_in_each_row(
     family: str, layers: int
 ) -> None:
     model = encoder(family)
     found = head_layers(model, head_parameters(model))
     assert len(found) == layers
+    whole: list[torch.Tensor] = []
+    for layer in found:
+        layer.register_forward_pre_hook(lambda _, args: whole.append(args[0]))
     seen: list[torch.Tensor] = []
     prefix = random_prefix(model)
-    with dropout(model, prefix, 0.5).of_head(1):
+    with of_head(model, 0.5).of(1, EXAMPLES):
         for layer in found:  # after dropout's own hook
             layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
         logits(model, prefix)
     assert len(seen) == layers
-    for states in seen:
-        dropped = (states == 0).flatten(0, -2).all(0)
-        assert 0.2 < dropped.float().mean().item() < 0.8
+    for before, after in zip(whole, seen, strict=True):
+        kept = after != 0
+        assert torch.equal(after[kept], 2 * before[kept])
+        share = kept[before != 0].float()
+        assert share.mean().item() == pytest.approx(0.5, abs=5 * 0.5 / len(share) ** 0.5)
+        assert len(set(map(tuple, kept.tolist()))) == len(EXAMPLES)
+    masks = [after != 0 for after in seen]
+    assert all(not torch.equal(masks[0], other) for other in masks[1:])
+
+
+def test_what_the_head_drops_of_an_example_does_not_depend_on_the_batch() -> None:
+    model = encoder()
+    prefix = random_prefix(model)
+    with of_head(model, 0.5).of(4, EXAMPLES):
+        whole = logits(model, prefix)
+    part = torch.tensor([17, 3, 8])
+    with of_head(model, 0.5).of(4, EXAMPLES[part]):
+        assert torch.allclose(logits(model, prefix, part), whole[part], atol=1e-6)
+
+
+def test_a_decoders_head_drops_alike_of_all_tokens_of_a_row() -> None:
+    torch.manual_seed(0)
+    model = LlamaForSequenceClassification(decoder().config).eval().requires_grad_(False)
+    prefix = random_prefix(model)
+    (layer,) = head_layers(model, head_parameters(model))
+    seen: list[torch.Tensor] = []
+    with of_head(model, 0.5).of(1, EXAMPLES):
+        layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        logits(model, prefix)
+    (states,) = seen
+    assert states.dim() == 3
+    kept = states != 0
+    assert torch.equal(kept, kept[:, :1].expand_as(kept))
+    assert len(set(map(tuple, kept[:, 0].tolist()))) == len(EXAMPLES)
 
 
 def test_with_a_projection_its_vectors_are_dropped() -> None:
@@ -89,19 +134,23 @@ def test_with_a_projection_its_vectors_are_dropped() -> None:
     prefix = Prefix(PrefixShape.of_model(model), 4, projection=8)
     prefix.init_random(0.5, torch.Generator().manual_seed(0))
     whole = prefix.key_values().detach()
-    with dropout(model, prefix, 0.5).in_step(1):
+    with of_prefix(prefix, 0.5).in_step(1):
         found = prefix.key_values().detach()
     assert torch.equal(found[found != 0], 2 * whole[found != 0])
     assert 0.4 < (found == 0).float().mean().item() < 0.6
 
 
+@pytest.mark.parametrize("what", ["prefix", "head"])
 @pytest.mark.parametrize("ends", ["in order", "by an error"])
-def test_after_a_step_nothing_is_dropped_however_it_ends(ends: str) -> None:
+def test_after_a_step_nothing_is_dropped_however_it_ends(ends: str, what: str) -> None:
     model = encoder("Roberta")
     prefix = random_prefix(model)
     before = logits(model, prefix)
     try:
-        with dropout(model, prefix, 0.5).in_step(1):
+        with (
+            of_prefix(prefix, 0.5 if what == "prefix" else 0.0).in_step(1),
+            of_head(model, 0.5 if what == "head" else 0.0).of(1, EXAMPLES),
+        ):
             assert not torch.allclose(logits(model, prefix), before)
             if ends == "by an error":
                 raise InterruptedError
@@ -114,5 +163,5 @@ def test_with_a_probability_of_zero_a_step_is_as_without_dropout() -> None:
     model = encoder()
     prefix = random_prefix(model)
     before = logits(model, prefix)
-    with dropout(model, prefix, 0.0).in_step(1):
+    with of_prefix(prefix, 0.0).in_step(1), of_head(model, 0.0).of(1, EXAMPLES):
         assert torch.equal(logits(model, prefix), before)

@@ -19,7 +19,7 @@ from pipeline.prefix.architecture import anatomy
 from pipeline.prefix.attention import attach
 from pipeline.train import fleet
 from pipeline.train.batches import ClassificationRows, GenerationRows, Rows
-from pipeline.train.dropout import Dropout, head_layers
+from pipeline.train.dropout import PrefixDropout
 from pipeline.train.fleet import FleetJob, FleetResult, train_together
 from pipeline.train.training_loop import Loop
 from tests.prefix.models import BEYOND_PEFT, DECODERS, ENCODERS, decoder, encoder, random_prefix
@@ -105,8 +105,7 @@ def alone(model: Any, this: FleetJob, folder: Path) -> tuple[Loop, str]:
                         this.head[f"{module}.{key}"].clone()
                     )
     folder.mkdir()
-    layers = head_layers(model, head_parameters(model))
-    dropping = Dropout(this.params.dropout, this.params.seed, this.prefix, layers)
+    dropping = PrefixDropout(this.params.dropout, this.params.seed, this.prefix)
     with attach(model, this.prefix):
         loop = Loop(
             model,

@@ -279,7 +279,7 @@ def test_training_is_what_a_plain_loop_with_transformers_own_loss_gives(classifi
 def test_dropout_in_training_is_a_plain_loop_whose_prefix_and_head_weights_are_masked(
     classification: Bench, length: int
 ) -> None:
-    """A head that reads masked numbers is one whose weights' columns are masked. Validations drop nothing."""
+    """A head that reads masked numbers of a row is one whose weights' columns are masked. Validations drop nothing."""
     start = {"length": length, "initialisation": "random"}
     classification.train(
         prefix=start, batch_size=40, epochs=3, schedule="constant", warmup=0.0, validations_per_epoch=1,
@@ -297,40 +297,51 @@ def test_dropout_in_training_is_a_plain_loop_whose_prefix_and_head_weights_are_m
         [{"params": own[:1], "lr": 0.1}, {"params": own[1:], "lr": 0.01}], betas=(0.8, 0.95), weight_decay=0.0
     )
 
-    def mask(step: int, number: int, shape: torch.Size) -> torch.Tensor:
-        drawn = np.random.default_rng((7, step, number)).random(tuple(shape), np.float32)
+    def mask(shape: torch.Size, *draw: int) -> torch.Tensor:
+        drawn = np.random.default_rng((7, *draw)).random(tuple(shape), np.float32)
         return torch.from_numpy((drawn >= 0.4).astype(np.float32) / np.float32(0.6))
 
-    def loss(split: str, factors: list[Any]) -> torch.Tensor:
+    def loss(split: str, step: int | None) -> float:
+        """The mean over the rows, one after the other; gradients of all that is trained, in a step."""
         rows = datasets.load_from_disk(str(classification.prepared / split))
         batch = base_model.tokenizer(classification.base)(
             list(rows["text"]), padding=True, return_tensors="pt"
         )
-        with torch.no_grad():
+        for mine in own:
+            mine.grad = torch.zeros_like(mine)
+        total = 0.0
+        for row, label in enumerate(rows["label"][:]):
+            factors: list[Any] = [1.0] * len(own)
+            if step is not None:
+                factors[0] = mask(prefix.vectors.shape, step, 0)
+                factors[1:] = [
+                    mask(weight[0].shape, step, 1, row) if p is weight else 1.0 for p in head.values()
+                ]
+            with torch.no_grad():
+                for parameter, mine, factor in zip(trained, own, factors, strict=True):
+                    parameter.copy_(mine * factor)
+            for parameter in trained:
+                parameter.requires_grad_(True)
+                parameter.grad = None
+            with attach(model, prefix):
+                one: torch.Tensor = model(
+                    input_ids=batch.input_ids[row : row + 1],
+                    attention_mask=batch.attention_mask[row : row + 1],
+                    labels=torch.tensor([label]),
+                ).loss
+                one.backward()
+            total += one.item()
             for parameter, mine, factor in zip(trained, own, factors, strict=True):
-                parameter.copy_(mine * factor)
-        for parameter in trained:
-            parameter.requires_grad_(True)
-            parameter.grad = None
-        with attach(model, prefix):
-            found: torch.Tensor = model(
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask,
-                labels=torch.tensor(rows["label"][:]),
-            ).loss
-            found.backward()
-        return found
+                assert parameter.grad is not None
+                assert mine.grad is not None
+                mine.grad += parameter.grad * factor / len(rows)
+        return total / len(rows)
 
     losses = []
     for step in (1, 2, 3):
-        factors: list[Any] = [mask(step, 0, prefix.vectors.shape)]
-        factors += [mask(step, 1, weight[0].shape) if p is weight else 1.0 for p in head.values()]
-        losses.append(("step", loss("train", factors).item()))
-        for parameter, mine, factor in zip(trained, own, factors, strict=True):
-            assert parameter.grad is not None
-            mine.grad = parameter.grad * factor
+        losses.append(("step", loss("train", step)))
         optimiser.step()
-        losses.append(("validation", loss("validation", [1.0] * len(own)).item()))
+        losses.append(("validation", loss("validation", None)))
 
     ours = [(line["kind"], line["loss"]) for line in classification.lines]
     assert [kind for kind, _ in ours] == [kind for kind, _ in losses]
