@@ -100,9 +100,11 @@ class Bench:
         base = base_model.resolve("base", BaseModelParams(source=source, digest=digest(files)), path)
         self.model: Any = base_model.load(base, "generation")
         self.tokenizer = base_model.tokenizer(base)
+        window = base_model.window(base)
+        assert window is not None, "a decoder names its window"
         self.encoder = Encoder(
             self.tokenizer,
-            window=base_model.window(base),
+            window=window,
             prefix_length=arguments.length,
             max_tokens=None,
         )

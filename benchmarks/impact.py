@@ -97,7 +97,7 @@ def build(root: Path, args: argparse.Namespace) -> dict[str, float]:
 def tags(number: int, indexes: list[str], commit: str | None) -> dict[str, str]:
     """A version's tags, as registration writes them."""
     from pipeline.register import versions
-    from pipeline.register.origin import Origin
+    from pipeline.register.origin import MADE_FROM, Origin
     from pipeline.register.registry import RUN_KEY
 
     own, before = number // PREFIXES + 1, number // PREFIXES
@@ -115,7 +115,7 @@ def tags(number: int, indexes: list[str], commit: str | None) -> dict[str, str]:
         versions.ADAPTER_DIGEST: f"{number:064x}",
         versions.DATASET_MD5: origin.dataset_md5,
         versions.BASE_DIGEST: origin.base_digest,
-        versions.MADE_FROM: origin.tag(),
+        MADE_FROM: origin.tag(),
     }
 
 
@@ -162,7 +162,7 @@ def ask(root: Path, kind: Any, asked: str) -> dict[str, Any]:
         listing += time.process_time() - before
         return found
 
-    versions.list_all = timed
+    versions.list_all = timed  # type: ignore[assignment]
     gc.disable()  # as the command does
     started, processor = time.perf_counter(), time.process_time()
     found = impact(root, kind, asked)

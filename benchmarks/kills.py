@@ -1,6 +1,6 @@
-"""Kill a training at random moments, resume it, and compare what it ends with: `python benchmarks/kills.py --data FOLDER`.
+"""Kill a training at random moments, resume it, and compare what it ends with: `python -m benchmarks.kills --data FOLDER`.
 
-    python benchmarks/kills.py --data FOLDER [--kills 20] [--steps 12] [--checkpoint-seconds 0] [--seed 0]
+    python -m benchmarks.kills --data FOLDER [--kills 20] [--steps 12] [--checkpoint-seconds 0] [--seed 0]
 
 One training runs to its end undisturbed. Then, `--kills` times, another one is begun in a folder of its own, ended by
 SIGKILL after a time drawn evenly from what the first one took (so in its start, a step, a validation, or while it saves),
@@ -31,8 +31,8 @@ os.environ.update(quiet_environment())
 
 import datasets
 import transformers.models.llama.modeling_llama  # noqa: F401  (imported here, so not after every fork)
-from training import base_model, encoded
 
+from benchmarks.training import base_model, encoded
 from pipeline.digest import sha256_file
 from pipeline.params import PrefixParams, TrainingParams
 from pipeline.train import training
@@ -131,7 +131,7 @@ def train(folder: Path, root: Path, arguments: argparse.Namespace) -> None:
         folder / "prepared",
         root / "out",
         root / "checkpoints",
-        tokenizer=None,  # type: ignore[arg-type]  # a start from noise reads no text
+        tokenizer=None,  # a start from noise reads no text
         labels=None,
         base_name="llama",
     )

@@ -24,7 +24,7 @@ from benchmarks.verify import NAME, make
 from pipeline import promotion
 from pipeline.environment import quiet_environment
 from pipeline.ledger import chain, log
-from pipeline.ledger.events import NOTHING, Event, Promoted, Registered, new_id, now
+from pipeline.ledger.events import NOTHING, Event, Promoted, Registered, Stage, new_id, now
 from pipeline.ledger.fold import fold
 from tests import mlflow_world
 
@@ -85,7 +85,8 @@ def many_events(count: int) -> dict[str, Any]:
 
 def made(epoch: int, previous: str) -> Event:
     """Event number `epoch`: the first two register, the others promote."""
-    kind, stage = (Registered, "candidate") if epoch <= 2 else (Promoted, "staging")
+    kind: type[Event] = Registered if epoch <= 2 else Promoted
+    stage: Stage = "candidate" if epoch <= 2 else "staging"
     stands = {1: None, 2: "1", 3: None}.get(epoch, str(1 + (epoch - 1) % 2))
     return kind(
         prefix=NAME, epoch=epoch, previous=previous, id=new_id(), actor=ACTOR, time=now(), reason=REASON,

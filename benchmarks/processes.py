@@ -1,6 +1,6 @@
 """Training with several processes against one, with the same number of threads in all: throughput, and equal losses.
 
-    python benchmarks/processes.py --data FOLDER [--processes 2] [--sources 8] [--steps 12] [--pairs 5] [--threads 2]
+    python -m benchmarks.processes --data FOLDER [--processes 2] [--sources 8] [--steps 12] [--pairs 5] [--threads 2]
 
 Both sides train the same steps by `pipeline.train` on this machine, started by `pipeline.train.launch`: a random Llama of 6
 layers of 384 with 32,000 words, the data that of `benchmarks/training.py`, `--sources` with three references each in a step.
@@ -14,15 +14,13 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from kills import finished, forked, prepare, train
-from training import spread
-
+from benchmarks.kills import finished, forked, prepare, train
+from benchmarks.training import spread
 from pipeline.train.launch import launch
 
 
@@ -44,8 +42,6 @@ def main() -> None:
     if arguments.root:
         train(arguments.folder, arguments.root, arguments)
         return
-    # The processes are `python -m processes`.
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path[1:])])
     sides: dict[int, list[dict[str, Any]]] = {1: [], arguments.processes: []}
     furthest = 0.0
     with tempfile.TemporaryDirectory() as name:
@@ -56,7 +52,7 @@ def main() -> None:
                 print(f"pair {pair + 1} of {arguments.pairs}: {processes}", file=sys.stderr)
                 root = folder / f"{pair}-{processes}"
                 own = ["--folder", str(folder), "--root", str(root)]
-                launch(processes, "processes", [*sys.argv[1:], *own], threads=arguments.threads)
+                launch(processes, "benchmarks.processes", [*sys.argv[1:], *own], threads=arguments.threads)
                 runs.append(measured(root / "out" / "curves.jsonl"))
             one, several = (runs[-1]["losses"] for runs in sides.values())
             furthest = max(furthest, *(abs(a - b) for a, b in zip(one, several, strict=True)))

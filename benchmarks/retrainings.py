@@ -1,7 +1,7 @@
 """Whole retrainings on public data sets: what the figures under "Whole retrainings" in RESULTS.md come from.
 
-    python benchmarks/retrainings.py banking77 --data FOLDER     # train.csv: text, category
-    python benchmarks/retrainings.py e2e --data FOLDER --base FOLDER     # trainset.csv: mr, ref
+    python -m benchmarks.retrainings banking77 --data FOLDER     # train.csv: text, category
+    python -m benchmarks.retrainings e2e --data FOLDER --base FOLDER     # trainset.csv: mr, ref
 
 Makes a workspace in a temporary folder, runs `prefixline retrain` in it, and prints its JSON with the number of
 steps. `--base` is a model's folder in transformers' format; banking77 uses all-MiniLM-L6-v2 from its package.
@@ -18,8 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from line import BIN, ROOT, run
-
+from benchmarks.line import BIN, ROOT, run
 from pipeline.base import base_files
 from pipeline.digest import digest
 from pipeline.params import PathSource

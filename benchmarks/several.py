@@ -45,7 +45,8 @@ def main() -> None:
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
-        print(json.dumps(measure(*arguments.measure, arguments)))
+        work, side = arguments.measure
+        print(json.dumps(measure(work, side, arguments)))
         return
     settings = {key: getattr(arguments, key) for key in ("prefixes", "rows", "steps", "pairs", "threads")}
     result: dict[str, Any] = dict(settings)
@@ -166,7 +167,8 @@ def forward(
     def once() -> torch.Tensor:
         if side == "together":
             with attach_several(model, prefixes, assigned):
-                return model(**inputs[0], logits_to_keep=1).logits
+                together: torch.Tensor = model(**inputs[0], logits_to_keep=1).logits
+                return together
         found = []
         for prefix, batch in zip(prefixes, inputs, strict=True):
             with attach(model, prefix):
@@ -196,7 +198,7 @@ def generation(
     assigned = [i for i in range(len(prefixes)) for _ in range(rows)]
 
     def once(new: int) -> torch.Tensor:
-        settings = {"max_new_tokens": new, "eos_token_id": END + 1, "pad_token_id": 0}
+        settings: dict[str, Any] = {"max_new_tokens": new, "eos_token_id": END + 1, "pad_token_id": 0}
         if side == "together":
             return generate_several(model, prefixes, assigned, **inputs[0], **settings)
         return torch.cat(

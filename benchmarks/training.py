@@ -374,7 +374,7 @@ def ours(
             loss = 0.0
             for batch in batches:
                 piece = batch_loss(model, batch, arguments.dtype).total / targets
-                piece.backward()
+                piece.backward()  # type: ignore[no-untyped-call]
                 loss += piece.item()
             if not floor:
                 torch.nn.utils.clip_grad_norm_(prefix.parameters(), 1.0)

@@ -108,7 +108,12 @@ def make(
     write(root / "base/tokenizer.json", b'{"model": {}}')
     write(root / "base/model.safetensors", draw.randbytes(base_bytes))
     files = identity_files(root / "base")
-    base = {"name": "tiny", "digest": digest(files), "source": {"path": "base"}, "files": files}
+    base: dict[str, Any] = {
+        "name": "tiny",
+        "digest": digest(files),
+        "source": {"path": "base"},
+        "files": files,
+    }
     (root / "params.yaml").write_text(
         f"base_models: {{tiny: {{source: {{path: base}}, digest: {base['digest']}}}}}\n"
         f"prefixes: {{{NAME}: {{base_model: tiny, task: classification, data: {{path: data/rows.jsonl}}}}}}\n"
@@ -120,7 +125,7 @@ def make(
     ids = b"".join(sorted(draw.randbytes(16) for _ in range(rows)))
     prepared = {"row_ids": ids, **{f"{split}/rows.txt": b"rows" for split in ("train", "validation", "test")}}
     prepared_md5 = cache_folder(root, prepared)
-    first = {
+    first: dict[str, Any] = {
         "manifest": {f"prepared/{name}": hashlib.sha256(content).hexdigest() for name, content in prepared.items()},
         "rows": {"train": rows - 2, "validation": 1, "test": 1},
         "labels": ["x"], "row_ids": hashlib.sha256(ids).hexdigest(), "row_root": rows_root(ids),
@@ -139,12 +144,12 @@ def make(
         folder = root.parent / "adapter"
         for name, content in adapter.items():
             write(folder / name, content)
-        stages = {
+        stages: dict[str, dict[str, Any]] = {
             "prepared": first,
             "trained": {"manifest": {f"adapter/{name}": sha for name, sha in manifest(folder).items()}},
             "evaluated": {"manifest": {}, "systems": {"prefix": {"accuracy": 0.9}}},
         }
-        outs = {
+        outs: dict[str, list[tuple[str, str | None]]] = {
             "prepare": [("prepared", prepared_md5), ("prepared.json", None)],
             "train": [("adapter", cache_folder(root, adapter)), ("trained.json", None)],
             "evaluate": [("evaluated.json", None)],
