@@ -30,7 +30,7 @@ from pipeline.data.card import rows_root
 from pipeline.digest import canonical_json, digest, manifest
 from pipeline.environment import quiet_environment
 from pipeline.params import DataParams
-from pipeline.register import lineage, registry, versions
+from pipeline.register import lineage, registration, registry
 from pipeline.register.lineage import LineageRecord
 from pipeline.versioning import git
 from pipeline.versioning.snapshot import snapshot
@@ -188,7 +188,7 @@ def make(
         write(kept / "lineage.json", record.to_json())
         write(kept / "lock.json", canonical_json(lineage.installed()))
         registry.log_files(connection, run_id, sorted(kept.iterdir()))
-        versions.register(
+        registration.register(
             connection, run_id=run_id, record=record, adapter=folder, example=["a"], actor="benchmark"
         )
         print(f"\r{number + 1} of {count} versions", end="", file=sys.stderr, flush=True)

@@ -26,7 +26,7 @@ from pipeline.outcome import Outcome
 from pipeline.params import BaseModelParams, PrefixEntry, PrefixParams, SplitParams
 from pipeline.pins import Champion, Pins, WarmStart, previous_dataset
 from pipeline.plan import Judged, Plan
-from pipeline.register import lineage, registry, versions
+from pipeline.register import lineage, registration, registry, versions
 from pipeline.register.curves import LiveCurves
 from pipeline.register.lineage import LineageRecord
 from pipeline.register.registry import Known, Registry
@@ -66,7 +66,7 @@ def plan(folder: Path, name: str, *, prefect_run: str | None = None) -> Plan:
     run_key = _run_key(dataset, base, entry, code, start)
     known = registry.find_run_key(connection, name, run_key)
     if known is not None and known.outcome == "incomplete":
-        version = versions.complete(connection, name, run_key, actor=actor(workspace.root))
+        version = registration.complete(connection, name, run_key, actor=actor(workspace.root))
         send_registered(connection, version, stage_output.to_stderr)
         known = registry.find_run_key(connection, name, run_key)
     return Plan(workspace, name, entry, base, dataset, code, start, run_key, known, prefect_run, started)
@@ -281,7 +281,7 @@ def register(plan: Plan, judged: Judged) -> Outcome:
         recording.log(plan, judged, connection, record, outcome, rows)
         if judged.verdict.passed:
             examples = pages.example_texts(judged.samples)
-            version = versions.register(
+            version = registration.register(
                 connection,
                 run_id=run_id,
                 record=record,

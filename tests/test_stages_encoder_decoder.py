@@ -24,7 +24,7 @@ from pipeline.params import (
     TrainingParams,
 )
 from pipeline.pins import Pins
-from pipeline.register import versions
+from pipeline.register import registration
 from pipeline.register.lineage import code_identity
 from pipeline.register.registry import start_run
 from tests import mlflow_world, tiny
@@ -91,7 +91,7 @@ def test_a_generation_prefix_on_a_t5_is_trained_judged_registered_and_served(
     adapter = artifacts / "adapter"
     record = mlflow_world.record(adapter, run_id, KEY, base, pins.task, params=params, prefix="words")
     assert record.adapter_digest == digest(dict(record.files))
-    versions.register(
+    registration.register(
         registry,
         run_id=run_id,
         record=record,

@@ -17,8 +17,8 @@ from pipeline.ledger import tainting
 from pipeline.params import BaseModelParams, PrefixEntry
 from pipeline.params_file import parse_params
 from pipeline.pins import WarmStart
+from pipeline.register import registration
 from pipeline.register import registry as mlflow_registry
-from pipeline.register import versions
 from pipeline.register.registry import Registry
 from tests import mlflow_world
 
@@ -65,7 +65,7 @@ class World:
         }
         run_id = mlflow_registry.start_run(self.registry, "reviews", run_key, params={})
         record = mlflow_world.record(self.adapter, run_id, run_key, self.base_record, params=recorded)
-        made = versions.register(
+        made = registration.register(
             self.registry,
             run_id=run_id,
             record=record,

@@ -48,7 +48,7 @@ class Known:
 
     Attributes:
         outcome: `incomplete` is a registration that was cut off after its version was made;
-            `versions.complete` finishes it.
+            `registration.complete` finishes it.
         version: the registered version, None where the gate rejected.
     """
 

@@ -16,7 +16,7 @@ from pipeline.audit.remade import DEFAULT_TOLERANCE, Difference, Figure
 from pipeline.audit.reproduction import Remade, Reproduction, compared, reproduce
 from pipeline.digest import digest, manifest
 from pipeline.errors import BaseModelError, IntegrityError, RegistryError, WorkspaceError
-from pipeline.register import registry, versions
+from pipeline.register import registration, registry, versions
 from pipeline.register.registry import start_run
 from pipeline.show.terminal_reproduction import show_reproduction
 from pipeline.versioning import git
@@ -270,7 +270,7 @@ def test_an_experiment_that_is_not_the_records_is_refused(world: World) -> None:
         one, experiment=two.experiment, runs={"mlflow": run_id, "prefect": None}, run_key="9" * 64
     )
     adapter = world.artefact("alpha", "1") / "artifacts/adapter"
-    versions.register(
+    registration.register(
         world.registry, run_id=run_id, record=forged, adapter=adapter, example=["a"], actor=mlflow_world.ACTOR
     )
     with pytest.raises(IntegrityError, match=r"run_key: got '[0-9a-f]{64}', expected '9+'"):
@@ -286,7 +286,7 @@ def _with_commit(world: World, record: Any, commit: str) -> None:
         runs={"mlflow": run_id, "prefect": None},
     )  # fmt: skip
     adapter = world.artefact("alpha", "1") / "artifacts/adapter"
-    number = versions.register(
+    number = registration.register(
         world.registry, run_id=run_id, record=made, adapter=adapter, example=["a"], actor=mlflow_world.ACTOR
     ).version
     reproduce(world.root, f"alpha:{number}")

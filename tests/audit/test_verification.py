@@ -23,7 +23,7 @@ from pipeline.digest import canonical_json, digest, sha256_file
 from pipeline.environment import quiet_environment
 from pipeline.errors import RegistryError
 from pipeline.ledger.registration import enter
-from pipeline.register import versions
+from pipeline.register import registration, versions
 from pipeline.register.lineage import LineageRecord
 from pipeline.show.terminal import show_verification
 from pipeline.versioning.experiment import anchor
@@ -554,7 +554,7 @@ def test_a_duplicate_is_named_and_holds_no_stage(world: World) -> None:
     client.create_model_version("alpha", first.source, run_id=first.run_id, tags=first.tags)
     told = faults(verify(world.root, "alpha:3"), "alpha:3")
     assert kinds(told) >= {("out of step", "version", "tag prefixline.duplicate_of")}
-    versions.complete(world.registry, "alpha", world.run_key("alpha", "1"), actor=mlflow_world.ACTOR)
+    registration.complete(world.registry, "alpha", world.run_key("alpha", "1"), actor=mlflow_world.ACTOR)
     (duplicate,) = verify(world.root, "alpha:3").versions
     assert (duplicate.duplicate_of, duplicate.faults) == ("1", ())
     client.set_registered_model_alias("alpha", "production", "3")

@@ -12,7 +12,7 @@ from pipeline.audit.hashing import Hashes
 from pipeline.audit.registered import RegisteredName
 from pipeline.digest import canonical_json, digest
 from pipeline.promotion import UNRULED
-from pipeline.register import lineage, versions
+from pipeline.register import lineage, registration
 from pipeline.register import registry as mlflow_registry
 from pipeline.register.registry import Registry, log_files, start_run
 from tests import mlflow_world
@@ -35,7 +35,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Registry,
         (root / "lineage.json").write_bytes(record.to_json())
         (root / "lock.json").write_bytes(canonical_json(lineage.installed()))
         log_files(registry, run_id, [root / "lineage.json", root / "lock.json"])
-        versions.register(
+        registration.register(
             registry, run_id=run_id, record=record, adapter=adapter, example=["a"], actor=mlflow_world.ACTOR
         )
         yield registry, root / "artifacts"

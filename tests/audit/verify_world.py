@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.base.base_files import identity_files
 from pipeline.digest import canonical_json, digest, manifest
 from pipeline.params import DataParams
-from pipeline.register import lineage, versions
+from pipeline.register import lineage, registration
 from pipeline.register.registry import RUN_KEY, Registry, log_files, start_run
 from pipeline.register.versions import RegisteredVersion
 from pipeline.versioning import git
@@ -106,7 +106,7 @@ class World:
         (kept / "lineage.json").write_bytes(record.to_json())
         (kept / "lock.json").write_bytes(canonical_json(lineage.installed()))
         log_files(registry, run_id, sorted(kept.iterdir()))
-        return versions.register(
+        return registration.register(
             registry,
             run_id=run_id,
             record=record,

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from pipeline.cli import main
 from pipeline.digest import canonical_json
 from pipeline.keys import make_key
-from pipeline.register import versions
+from pipeline.register import registration, versions
 from pipeline.register.registry import Registry, start_run
 from pipeline.versioning.workspace import init_workspace
 from tests import mlflow_world, tiny
@@ -90,7 +90,7 @@ def register(
     run_key = mlflow_world.record(adapter, "0" * 32, "1" * 64, base, task, **changes).made_run_key()
     run_id = start_run(registry, name, run_key, params={})
     record = mlflow_world.record(adapter, run_id, run_key, base, task, **changes)
-    return versions.register(
+    return registration.register(
         registry, run_id=run_id, record=record, adapter=adapter, example=["a"], actor=mlflow_world.ACTOR
     ).version
 

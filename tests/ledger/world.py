@@ -29,7 +29,7 @@ from pipeline.ledger.events import (
     signed,
 )
 from pipeline.ledger.fold import fold
-from pipeline.register import versions
+from pipeline.register import registration
 from pipeline.register.registry import Registry, start_run
 from tests import mlflow_world
 
@@ -123,7 +123,7 @@ def register(registry: Registry, folder: Path, key: str = "1", name: str = NAME,
     run_key = key * (64 // len(key))
     run_id = start_run(registry, name, run_key, params={})
     record = mlflow_world.record(adapter, run_id, run_key, prefix=name, **changes)
-    return versions.register(
+    return registration.register(
         registry,
         run_id=run_id,
         record=record,

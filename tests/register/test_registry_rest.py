@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.digest import manifest
+from pipeline.register import registration, versions
 from pipeline.register import registry as mlflow_registry
-from pipeline.register import versions
 from pipeline.register.curves import LiveCurves, log_curves, read_curves
 from pipeline.register.dataset_source import DvcDatasetSource
 from pipeline.register.registry import Registry, find_run_key, start_run
@@ -52,11 +52,11 @@ def test_a_retraining_is_registered_and_read_back_through_the_server(
     (tmp_path / "page.html").write_text("<p>")
     mlflow_registry.log_files(registry, run_id, [tmp_path / "page.html"])
     record = mlflow_world.record(adapter, run_id, KEY)
-    version = versions.register(
+    version = registration.register(
         registry, run_id=run_id, record=record, adapter=adapter, example=EXAMPLE, actor=mlflow_world.ACTOR
     )
     assert (
-        versions.register(
+        registration.register(
             registry, run_id=run_id, record=record, adapter=adapter, example=EXAMPLE, actor=mlflow_world.ACTOR
         )
         == version
@@ -98,7 +98,7 @@ def test_replies_lost_after_the_server_acted_leave_one_run_and_one_version_that_
         run_id = start_run(registry, name, KEY, params={"seed": 1})
         sent = log_curves(registry, run_id, [{"kind": "step", "step": 1, "loss": 2.0, "seconds": 0.1}])
         record = mlflow_world.record(adapter, run_id, KEY, prefix=name)
-        version = versions.register(
+        version = registration.register(
             registry, run_id=run_id, record=record, adapter=adapter, example=EXAMPLE, actor=mlflow_world.ACTOR
         )
     assert set(lost) == endings
@@ -138,7 +138,7 @@ def _register(
 ) -> versions.RegisteredVersion:
     run_id = start_run(registry, name, key, params={})
     record = mlflow_world.record(adapter, run_id, key, prefix=name)
-    return versions.register(
+    return registration.register(
         registry, run_id=run_id, record=record, adapter=adapter, example=EXAMPLE, actor=mlflow_world.ACTOR
     )
 

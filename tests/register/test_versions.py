@@ -12,8 +12,8 @@ import pytest
 
 from pipeline.digest import digest, manifest
 from pipeline.errors import IntegrityError, RegistryError
+from pipeline.register import registration, versions
 from pipeline.register import registry as mlflow_registry
-from pipeline.register import versions
 from pipeline.register.registry import Registry, find_run_key, start_run
 from tests import mlflow_world
 
@@ -40,7 +40,7 @@ def register(
 ) -> versions.RegisteredVersion:
     run_id = start_run(registry, "reviews", run_key, params={})
     record = mlflow_world.record(adapter, run_id, run_key, **changes)
-    return versions.register(
+    return registration.register(
         registry, run_id=run_id, record=record, adapter=adapter, example=EXAMPLE, actor=mlflow_world.ACTOR
     )
 
@@ -137,7 +137,7 @@ def test_an_adapter_changed_since_it_was_recorded_is_not_registered(
     record = mlflow_world.record(adapter, run_id, KEY)
     (adapter / "adapter_model.safetensors").write_bytes(b"tampered")
     with pytest.raises(IntegrityError, match=r"adapter_model\.safetensors"):
-        versions.register(
+        registration.register(
             registry, run_id=run_id, record=record, adapter=adapter, example=EXAMPLE, actor=mlflow_world.ACTOR
         )
     assert registry.client.search_registered_models() == []
@@ -182,7 +182,7 @@ def test_stopped_at_any_step_a_repeat_completes_the_same_one_version(
     found = find_run_key(registry, "reviews", KEY)
     assert (found and found.outcome) == known
     if known:
-        assert versions.complete(registry, "reviews", KEY, actor=mlflow_world.ACTOR).version == "1"
+        assert registration.complete(registry, "reviews", KEY, actor=mlflow_world.ACTOR).version == "1"
     assert register(registry, adapter).stages == ("candidate",)
     assert len(versions.list_versions(registry, "reviews")) == 1
     experiment = registry.client.get_experiment_by_name("reviews").experiment_id
@@ -191,7 +191,7 @@ def test_stopped_at_any_step_a_repeat_completes_the_same_one_version(
 
 def test_completing_what_was_never_registered_is_refused(registry: Registry) -> None:
     with pytest.raises(RegistryError, match="register it first"):
-        versions.complete(registry, "reviews", KEY, actor=mlflow_world.ACTOR)
+        registration.complete(registry, "reviews", KEY, actor=mlflow_world.ACTOR)
 
 
 def _register(root: Path, run_id: str, barrier: Any, results: Any) -> None:
@@ -204,7 +204,7 @@ def _register(root: Path, run_id: str, barrier: Any, results: Any) -> None:
         return real(*arguments, **named)
 
     registry.client.create_model_version = together  # type: ignore[method-assign]
-    version = versions.register(
+    version = registration.register(
         registry,
         run_id=run_id,
         record=record,
@@ -271,7 +271,7 @@ def test_two_runs_of_one_run_key_agree_on_the_version_and_say_so(registry: Regis
     twin = registry.client.create_run(experiment, tags={mlflow_registry.RUN_KEY: KEY}).info.run_id
     record = mlflow_world.record(adapter, twin, KEY)
     assert (
-        versions.register(
+        registration.register(
             registry, run_id=twin, record=record, adapter=adapter, example=EXAMPLE, actor=mlflow_world.ACTOR
         )
         == first
@@ -322,7 +322,7 @@ def test_an_old_registration_completed_late_takes_no_alias_beside_a_newer_one(
     register(registry, adapter, "2" * 64)
     assert candidate(registry) == "2"
     mlflow_world.promote(registry, "reviews", "2")
-    assert versions.complete(registry, "reviews", KEY, actor=mlflow_world.ACTOR).stages == ()
+    assert registration.complete(registry, "reviews", KEY, actor=mlflow_world.ACTOR).stages == ()
     assert [version.stages for version in versions.list_versions(registry, "reviews")] == [
         (),
         ("production",),

@@ -20,7 +20,7 @@ from pipeline.params import BaseModelParams
 from pipeline.prefix.adapter import install_head, load_adapter
 from pipeline.prefix.attention import attach
 from pipeline.prefix.generation import generate
-from pipeline.register import versions
+from pipeline.register import registration
 from pipeline.register.registry import start_run
 from pipeline.serve.serving import Predictor
 from tests import mlflow_world, tiny
@@ -261,7 +261,7 @@ def test_mlflow_loads_and_predicts_in_a_process_that_knows_only_the_name(
     registry = mlflow_world.database(classifier.root)
     run_id = start_run(registry, "reviews", KEY, params={})
     record = classifier.record(run_id)
-    versions.register(
+    registration.register(
         registry,
         run_id=run_id,
         record=record,
