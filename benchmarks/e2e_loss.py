@@ -39,8 +39,8 @@ from pipeline.prefix.attention import attach
 from pipeline.prefix.tuning import Prefix, PrefixShape
 from pipeline.train.batches import GenerationRows, epoch_steps
 from pipeline.train.losses import batch_loss
+from pipeline.train.plan import Plan
 from pipeline.train.training import train
-from pipeline.train.training_loop import Plan
 
 HELD_OUT = 60
 """Training sources that rates are chosen by."""

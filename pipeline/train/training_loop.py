@@ -17,14 +17,11 @@ import io
 import json
 import math
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 import safetensors.torch
@@ -34,7 +31,9 @@ from pipeline.errors import NonFiniteLossError, TrainingError, TrainingInterrupt
 from pipeline.params import TrainingParams
 from pipeline.train import checkpoints, dropout
 from pipeline.train.batches import AnyBatch, Batch, Indices, Rows, epoch_steps, part_of, validation_batches
+from pipeline.train.interruption import SIGNALS, Interruption
 from pipeline.train.losses import batch_loss
+from pipeline.train.plan import Plan
 from pipeline.train.process_group import ALONE, ProcessGroup
 from pipeline.train.progress import TrainingProgress
 
@@ -43,47 +42,6 @@ if TYPE_CHECKING:
 
 Ending = Literal["epochs", "max_steps", "patience"]
 OnCurve = Callable[[Mapping[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which step does what.
-
-    Attributes:
-        epoch_steps: optimiser steps in an epoch.
-        total: optimiser steps in all.
-    """
-
-    params: TrainingParams
-    epoch_steps: int
-    total: int
-
-    @classmethod
-    def of(cls, params: TrainingParams, examples: int) -> Plan:
-        """The plan for so many training examples."""
-        steps = math.ceil(examples / params.batch_size)
-        total = steps * params.epochs
-        return cls(params, steps, min(total, params.max_steps or total))
-
-    def validates_after(self, step: int) -> bool:
-        """Whether step number `step` (from 1) is followed by a validation: evenly in each epoch, and at the end."""
-        within = (step - 1) % self.epoch_steps + 1
-        times = self.params.validations_per_epoch
-        due = {math.ceil(self.epoch_steps * k / times) for k in range(1, times + 1)}
-        return within in due or step == self.total
-
-    def rate(self, step: int) -> float:
-        """The share of the learning rate that step number `step` (from 1) takes.
-
-        Rises in equal parts over the warm-up to 1, then stays, or falls to reach 0 one step after the last.
-        """
-        warm = round(self.params.warmup * self.total)
-        if step <= warm:
-            return step / warm
-        left = (self.total + 1 - step) / (self.total + 1 - warm)
-        if self.params.schedule == "constant":
-            return 1.0
-        return left if self.params.schedule == "linear" else (1 - math.cos(math.pi * left)) / 2
 
 
 @dataclass
@@ -107,37 +65,6 @@ class Counters:
     worse: int = 0
     seconds: float = 0.0
     curve_bytes: int = 0
-
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-class Interruption:
-    """While in force, the first SIGINT or SIGTERM is only noted; the second SIGINT interrupts at once.
-
-    Signals reach the main thread alone: elsewhere nothing is caught.
-    """
-
-    def __init__(self) -> None:
-        self.name: str | None = None
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> Interruption:
-        if threading.current_thread() is threading.main_thread():
-            for number in _SIGNALS:
-                self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.name is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.name = signal.Signals(number).name
 
 
 class Loop:
@@ -361,7 +288,7 @@ class Loop:
     def _added(self, figures: Sequence[float], tensors: Sequence[torch.Tensor] = ()) -> list[float]:
         """Sums over all processes (see `ProcessGroup.sum`); on the way they agree whether to stop or to save."""
         due = self._group.first and time.monotonic() - self._saved >= self._params.checkpoint_seconds
-        heard = [self._interruption.name == number.name for number in _SIGNALS]
+        heard = [self._interruption.name == number.name for number in SIGNALS]
         *sums, due_sum, interrupts, terminations = self._group.sum(tensors, [*figures, due, *heard])
         self._save_due = due_sum > 0
         self._agreed = "SIGINT" if interrupts else "SIGTERM" if terminations else None

@@ -38,11 +38,13 @@ from pipeline.prefix.tuning import Prefix, PrefixShape
 from pipeline.train import checkpoints, training_loop
 from pipeline.train.batches import ClassificationRows, GenerationRows
 from pipeline.train.initialisation import WarmStart
+from pipeline.train.interruption import Interruption
 from pipeline.train.losses import batch_loss
+from pipeline.train.plan import Plan
 from pipeline.train.progress import TrainingProgress
 from pipeline.train.start_text import repeated
 from pipeline.train.training import TrainedSummary, train
-from pipeline.train.training_loop import Interruption, Loop, Plan
+from pipeline.train.training_loop import Loop
 from tests.prefix.models import least
 from tests.training_data import LABELS, classification_rows, generation_rows
 
