@@ -26,8 +26,11 @@ from pipeline.prefix.architecture import anatomy, check_window
 from pipeline.prefix.packing import PackedRows
 from pipeline.prefix.several import Head, SeveralAttachment, attach_several, check_head, part_of, worn
 from pipeline.prefix.tuning import Prefix
+from pipeline.train import checkpoints
 from pipeline.train.batches import AnyBatch, Rows, validation_batches
 from pipeline.train.dropout import HeadDropout, PrefixDropout, head_layers
+from pipeline.train.fleet_checkpoints import FleetCheckpoints, identity
+from pipeline.train.interruption import Interruption
 from pipeline.train.losses import BatchLoss, batch_loss
 from pipeline.train.training_loop import Counters, Ending, Loop, OnCurve
 
@@ -45,7 +48,7 @@ class FleetJob:
     Attributes:
         prefix: where it starts. It is trained in place, and holds its best numbers at the end.
         rows, validation: the splits.
-        params: as for a training alone; `threads` and `checkpoint_seconds` have no meaning here.
+        params: as for a training alone; `threads`, `processes` and `checkpoint_seconds` have no meaning here.
         head: for classification, where the prefix's head starts, by the names in the model. {} for generation.
         on_curve: told each line of the curves.
     """
@@ -76,18 +79,26 @@ class FleetResult:
 
 
 def train_together(
-    model: PreTrainedModel, jobs: Sequence[FleetJob], *, tokens: int = TOKENS
+    model: PreTrainedModel,
+    jobs: Sequence[FleetJob],
+    *,
+    tokens: int = TOKENS,
+    folder: Path | None = None,
+    checkpoint_seconds: float = 30.0,
 ) -> list[FleetResult]:
     """Train the prefix of every job on `model`, all at once.
 
-    Nothing is written: what is worth keeping is in the results (`pipeline.prefix.adapter.save_adapter` writes one).
-    Interrupted, all of it is lost.
+    What is worth keeping is in the results (`pipeline.prefix.adapter.save_adapter` writes one). With a `folder` it may be
+    killed at any moment: called again with the same jobs it goes on from the last checkpoint, and a fleet that had ended
+    gives its results at once. Without one, all of it is lost. An error leaves the prefixes as they were.
 
     Args:
         model: the frozen base in evaluation mode, without an attachment. Its own head is left alone; those of the jobs
             may be for other numbers of labels.
         jobs: all of one task. They may differ in everything else, and in how many steps they take.
         tokens: the most in one pass; less needs less memory.
+        folder: for checkpoints, this fleet's alone; to be deleted once the results are kept elsewhere.
+        checkpoint_seconds: from one checkpoint to the next, at least. A round is always finished first.
 
     Returns:
         One for each job, in their order.
@@ -95,29 +106,59 @@ def train_together(
     Raises:
         PrefixError: a prefix or head does not fit the model, or rows do not fit beside their prefix. Before anything
             is computed.
-        TrainingError: no jobs, or one has no rows; or the base is an encoder-decoder.
+        TrainingError: no jobs, or one has no rows; or the base is an encoder-decoder. With a folder: another process is in
+            it, it holds another fleet's checkpoints, or one could not be written.
+        TrainingInterruptedError: with a folder: SIGINT or SIGTERM came; a checkpoint was written.
         IntegrityError: the base's weights changed.
     """
     _check(model, jobs)
     before = weights_digest(model)
     members = [_Member(model, job) for job in jobs]
-    with attach_several(model, [job.prefix for job in jobs]) as attached:
-        fleet = _Fleet(attached, members, tokens)
-        while active := [i for i, member in enumerate(members) if member.goes_on()]:
-            fleet.step(active)
-            fleet.validate([i for i in active if members[i].validation_is_due()])
-    after = weights_digest(model)
-    if after != before:
-        raise IntegrityError(
-            [f"weights were {before}", f"weights are  {after}"],
-            heading="the frozen base changed during training; do not keep the prefixes:",
-        )
-    with torch.no_grad():
-        for job, member in zip(jobs, members, strict=True):
-            for name, parameter in job.prefix.named_parameters():
-                parameter.grad = None
-                parameter.copy_(member.best[f"prefix.{name}"])
+    begun = [member.best for member in members]
+    try:
+        with ExitStack() as stack:
+            kept = None
+            if folder is not None:
+                stack.enter_context(checkpoints.locked(folder))
+                parts = zip(jobs, begun, strict=True)
+                known = identity(
+                    before, [(job.params, start, job.rows, job.validation) for job, start in parts]
+                )
+                interruption = stack.enter_context(Interruption())
+                kept = FleetCheckpoints(folder, members, known, checkpoint_seconds, interruption)
+            attached = stack.enter_context(attach_several(model, [job.prefix for job in jobs]))
+            _train(_Fleet(attached, members, tokens), members, kept)
+        after = weights_digest(model)
+        if after != before:
+            raise IntegrityError(
+                [f"weights were {before}", f"weights are  {after}"],
+                heading="the frozen base changed during training; do not keep the prefixes:",
+            )
+    except BaseException:
+        _put(jobs, begun)  # so that the same call begins from the same numbers
+        raise
+    _put(jobs, [member.best for member in members])
     return [FleetResult(member.counters, member.best, member.ending(), member.error) for member in members]
+
+
+def _train(fleet: _Fleet, members: Sequence[_Member], kept: FleetCheckpoints | None) -> None:
+    if kept is not None:
+        kept.resume()
+    while active := [i for i, member in enumerate(members) if member.goes_on()]:
+        fleet.step(active)
+        fleet.validate([i for i in active if members[i].validation_is_due()])
+        if kept is not None:
+            kept.after_round()
+    if kept is not None:
+        kept.save()
+
+
+@torch.no_grad()
+def _put(jobs: Sequence[FleetJob], tensors: Sequence[Mapping[str, torch.Tensor]]) -> None:
+    for job, own in zip(jobs, tensors, strict=True):
+        for name, parameter in job.prefix.named_parameters():
+            parameter.grad = None
+            parameter.copy_(own[f"prefix.{name}"])
 
 
 def _check(model: PreTrainedModel, jobs: Sequence[FleetJob]) -> None:

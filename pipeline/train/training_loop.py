@@ -349,19 +349,37 @@ class Loop:
                 os.fsync(self._curves.fileno())
             self.counters.curve_bytes = self._curves.tell()
             state = {"identity": self._identity, **asdict(self.counters)}
-            checkpoints.write(self._folder, self.counters.step, state, self._state())
+            tensors = self.state() | {"generator": torch.get_rng_state()}
+            checkpoints.write(self._folder, self.counters.step, state, tensors)
         self._group.share(b"")
         self._saved = time.monotonic()
 
-    def _state(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint holds in tensors."""
+    def state(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint holds of this training in tensors."""
         tensors = {f"now.{name}": parameter.detach() for name, parameter in self.trained.items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
         for name, parameter in self.trained.items():
             for key, value in self._optimiser.state[parameter].items():
                 tensors[f"adam.{key}.{name}"] = value
-        tensors["generator"] = torch.get_rng_state()
         return tensors
+
+    def restore(self, counters: Counters, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Go on from there: `tensors` are what `state` was after as many steps."""
+        self.counters = counters
+        self._begin_from(tensors)
+        for name, parameter in self.trained.items():
+            self.best[name].copy_(tensors[f"best.{name}"])
+            if not counters.step:
+                continue  # the optimiser has nothing to remember yet
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                value = tensors[f"adam.{key}.{name}"]
+                self._optimiser.state[parameter][key] = value if key == "step" else value.to(parameter.device)
+
+    @torch.no_grad()
+    def _begin_from(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        for name, parameter in self.trained.items():
+            parameter.copy_(tensors[f"now.{name}"])
+        self.best = self._copied()
 
     def _check_alike(self) -> None:
         """Refuse to go on where the processes do not hold the same numbers, to the bit.
@@ -394,20 +412,13 @@ class Loop:
             }
             state = json.loads(self._group.share(json.dumps(state).encode()))
             tensors = safetensors.torch.load(self._group.share(safetensors.torch.save(tensors)))
-        with torch.no_grad():
-            for name, parameter in self.trained.items():
-                if f"now.{name}" in tensors:
-                    parameter.copy_(tensors[f"now.{name}"])
-        self.best = self._copied()
-        if not state:
-            return
-        self.counters = Counters(**state)
-        for name, parameter in self.trained.items():
-            self.best[name].copy_(tensors[f"best.{name}"])
-            for key in ("step", "exp_avg", "exp_avg_sq"):
-                value = tensors[f"adam.{key}.{name}"]
-                self._optimiser.state[parameter][key] = value if key == "step" else value.to(parameter.device)
-        torch.set_rng_state(tensors["generator"])
+        if state:
+            self.restore(Counters(**state), tensors)
+            torch.set_rng_state(tensors["generator"])
+        elif tensors:
+            self._begin_from(tensors)
+        else:
+            self.best = self._copied()
 
     def _read(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
         """The newest checkpoint, the curves cut back to it."""
