@@ -272,14 +272,20 @@ def audit_command(
 ) -> None:
     """Say all that is known of the prefix NAME: stages, events, versions, verdicts, lineage, and whether it verifies.
 
-    Exit code 0: nothing is wrong, or nothing was verified; 5: something is.
+    Exit code 0: nothing is wrong, or nothing was verified; 5: something is, or the ledger is not what was written.
     """
     from pipeline.audit.prefix_audit import audit
+    from pipeline.errors import IntegrityError
+    from pipeline.show.printable import printable
     from pipeline.versioning.workspace import find_workspace
 
     _check_output(json_output, html_output, out)
     root = find_workspace(workspace).root
-    found = audit(root, name, verified=verified)
+    try:
+        found = audit(root, name, verified=verified)
+    except IntegrityError as error:  # of the ledger, without which nothing else can be said
+        click.echo(f"error: {printable(str(error))}", err=True)
+        sys.exit(EXIT_WRONG)
     if json_output:
         print_json(found)
     elif html_output:

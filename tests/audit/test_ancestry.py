@@ -203,3 +203,5 @@ def test_damage_elsewhere_is_said_and_hides_nothing_else(here: World) -> None:
     assert found["versions"] == []
     assert "The ledger of tenant is not what was written" in found["problem"]
     assert "It cannot be told which versions went on from it" in command(here, "lineage", "words:2").stdout
+    done = command(here, "audit", "tenant", "--json", expect=5)
+    assert (done.stdout, "The ledger of tenant is not what was written" in done.stderr) == ("", True)
