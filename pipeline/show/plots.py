@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,9 @@ Matrix = npt.NDArray[np.int64]
 
 WIDTH = 4.6
 """Inches of every figure: its 10 pt text then reads in half a desktop page and at the width of a phone."""
+
+_TITLE_LINE = 48
+"""Characters of a title that fit on one line of that width."""
 
 LABELLED_CLASSES = 20
 """Confusion matrices up to this size carry class names; larger ones carry class numbers."""
@@ -116,8 +120,7 @@ def metric_figure(metric: MetricBars, theme: Theme = LIGHT) -> Figure:
             color=theme.ink,
             fontweight="bold" if bar.system == "prefix" else "normal",
         )
-    if theme is not PAGE:  # a page has a caption of its own
-        axes.set_title(metric.name, loc="left", color=theme.ink)
+    _headed(figure, metric.name, theme)
     axes.set_yticks(
         range(len(metric.bars)), [SYSTEM_NAMES.get(bar.system, bar.system) for bar in metric.bars]
     )
@@ -153,8 +156,7 @@ def difference_figure(metric: MetricBars, theme: Theme = LIGHT) -> Figure:
             va="center",
             color=theme.ink,
         )
-    if theme is not PAGE:
-        axes.set_title(metric.name, loc="left", color=theme.ink)
+    _headed(figure, metric.name, theme)
     axes.set_yticks(
         range(len(metric.bars)), [SYSTEM_NAMES.get(bar.system, bar.system) for bar in metric.bars]
     )
@@ -374,6 +376,15 @@ def _figure(
     for one in np.atleast_1d(axes):
         _style(one, theme, grid=grid)
     return figure, axes
+
+
+def _headed(figure: Figure, text: str, theme: Theme) -> None:
+    """`text` above the picture, from its left edge, on as many lines as its width asks for; a page has a caption of its own."""
+    if theme is PAGE:
+        return
+    lines = textwrap.wrap(text, _TITLE_LINE)
+    figure.set_figheight(figure.get_figheight() + 0.2 * (len(lines) - 1))
+    figure.suptitle("\n".join(lines), x=0.01, ha="left", color=theme.ink)
 
 
 def _style(axes: Axes, theme: Theme, *, grid: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.show import compare_page
+from pipeline.show import compare_page, plots
 from pipeline.show.terminal import show_comparison
 
 
@@ -172,3 +172,19 @@ def test_the_terminal_has_the_table_and_both_lists(
     said = capsys.readouterr().out
     for text in ("Prompt tuning", "0.200 worse", "0.100 better", "Held equal", "The rows.", "compare.html"):
         assert text in said
+
+
+@pytest.mark.parametrize("draw", [plots.metric_figure, plots.difference_figure])
+def test_a_long_title_of_a_picture_lies_within_it(draw: Any) -> None:
+    title = "Accuracy: better (right) or worse (left) than the prefix, WWWWWWWW"
+    bars = (plots.Bar("prefix", 0.5, 0.4, 0.6), plots.Bar("Prompt tuning", 0.4, None, None))
+    figure = draw(plots.MetricBars("quality", title, bars, 3))
+    figure.draw_without_rendering()
+    drawn = figure.get_suptitle()
+    assert drawn.replace("\n", " ") == title
+    box = figure._suptitle.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.x1
+    assert box.y1 <= figure.bbox.y1
+    (axes,) = figure.axes
+    assert box.y0 >= axes.get_window_extent().y1
