@@ -15,7 +15,7 @@ from pipeline.ledger import fold, log, registration, tainting
 from pipeline.ledger.events import STAGES, Archived, Promoted, Registered, RolledBack
 from pipeline.ledger.history import history, up_to
 from pipeline.ledger.projection import out_of_step, project
-from pipeline.register import registration, versions
+from pipeline.register import versions
 from pipeline.register.registry import Registry
 from tests.ledger import race, world
 from tests.ledger.world import NAME, aliases
@@ -180,7 +180,7 @@ def test_a_version_made_before_there_was_a_ledger_is_entered_when_it_is_promoted
     registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     with monkeypatch.context() as patch:
-        patch.setattr(registration, "enter", lambda *_, **__: None)
+        patch.setattr("pipeline.register.registration.enter", lambda *_, **__: None)
         world.register(registry, tmp_path)
     registry.client.set_registered_model_alias(NAME, "production", "1")
     assert log.read(registry, NAME).events == ()
