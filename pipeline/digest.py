@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import IntegrityError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def canonical_json(value: Any) -> bytes:
@@ -29,6 +32,18 @@ def canonical_json(value: Any) -> bytes:
 def digest(value: Any) -> str:
     """SHA-256 of `canonical_json(value)`, 64 hex characters."""
     return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def tensors_digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """SHA-256 over the name, type, shape and bytes of each tensor, in the order given; 64 hex characters."""
+    import torch
+
+    sha256 = hashlib.sha256()
+    for name, tensor in tensors:
+        sha256.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        # As bytes, because NumPy has no bfloat16.
+        sha256.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return sha256.hexdigest()
 
 
 def sha256_file(path: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -233,6 +233,10 @@ class TrainingParams(_Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     threads: Annotated[int, Field(ge=1)] | None = None
     processes: Annotated[int, Field(ge=1)] = 1
+
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide what a training ends with, but for rounding."""
+        return self.model_dump(exclude={"checkpoint_seconds", "threads", "processes"})
 
 
 class EvaluationParams(_Section):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
+import struct
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.digest import canonical_json, digest, manifest, sha256_file, verify
+from pipeline.digest import canonical_json, digest, manifest, sha256_file, tensors_digest, verify
 from pipeline.errors import IntegrityError
 
 JSON = st.recursive(
@@ -70,3 +71,20 @@ def test_a_symbolic_link_is_refused(folder: Path):
 def test_a_folder_that_is_gone_has_every_file_missing(folder: Path):
     with pytest.raises(IntegrityError, match=r"a.txt: missing"):
         verify(folder / "nowhere", {"a.txt": "0" * 64})
+
+
+def test_a_tensors_digest_is_that_of_its_name_type_shape_and_bytes() -> None:
+    import torch
+
+    first, second = torch.tensor([[1.0, 2.0]]), torch.tensor([3], dtype=torch.int64)
+    written = (
+        b"a torch.float32 (1, 2)\n"
+        + struct.pack("<2f", 1, 2)
+        + b"b torch.int64 (1,)\n"
+        + struct.pack("<q", 3)
+    )
+    found = tensors_digest([("a", first), ("b", second)])
+    assert found == hashlib.sha256(written).hexdigest()
+    assert found != tensors_digest([("b", second), ("a", first)])
+    halved = b"a torch.bfloat16 (1, 2)\n" + struct.pack("<2H", 0x3F80, 0x4000)
+    assert tensors_digest([("a", first.bfloat16())]) == hashlib.sha256(halved).hexdigest()

@@ -5,7 +5,6 @@ What its identity is, and where its files are found: `pipeline.base.base_files`.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.base.base_files import CONFIG, GENERATION_CONFIG, TOKENIZER_FILES, find, read_json
-from pipeline.digest import digest, sha256_file
+from pipeline.digest import digest, sha256_file, tensors_digest
 from pipeline.errors import BaseModelError, IntegrityError
 from pipeline.params import BaseModelParams, Task
 
@@ -350,17 +349,9 @@ def weights_digest(model: PreTrainedModel) -> str:
 
     The classification head is left out: it is trained. Equal before and after training, or the base changed.
     """
-    import torch
-
     head = head_parameters(model).keys()
-    sha256 = hashlib.sha256()
-    for name, tensor in sorted([*model.named_parameters(), *model.named_buffers()], key=lambda item: item[0]):
-        if name in head:
-            continue
-        sha256.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        # As bytes, because NumPy has no bfloat16.
-        sha256.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return sha256.hexdigest()
+    tensors = sorted([*model.named_parameters(), *model.named_buffers()], key=lambda item: item[0])
+    return tensors_digest((name, tensor) for name, tensor in tensors if name not in head)
 
 
 @contextmanager

@@ -27,8 +27,6 @@ from pipeline.params import BaseModelParams, EvaluationParams, PrefixParams, Tas
 
 JOB, RESULT, SCORED, ARTEFACT = "job.json", "result", "scored", "artefact"
 RECORD, ROWS, KEY = "record.json", "rows.parquet", "key.json"
-_HARMLESS = {"checkpoint_seconds", "threads"}
-"""Training settings that do not decide the result."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ class Job:
             {
                 "method": self.method,
                 "lora_rank": self.lora_rank,
-                "training": self.training.model_dump(exclude=_HARMLESS),
+                "training": self.training.deciding(),
                 "prefix": shared.prefix.model_dump(),
                 "task": shared.task,
                 "labels": None if shared.labels is None else list(shared.labels),

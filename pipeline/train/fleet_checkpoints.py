@@ -1,12 +1,11 @@
 """Checkpoints of several prefixes that are trained together: one for all of them, after a round.
 
 So all are found after the same round, and a fleet that was killed and called again ends with the same bits as one that
-was not (on the same machine, with the same number of threads).
+was not (on the same machine, with the same number of threads and tokens in a pass).
 """
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
@@ -15,16 +14,13 @@ from typing import Protocol
 
 import torch
 
-from pipeline.digest import digest
+from pipeline.digest import digest, tensors_digest
 from pipeline.errors import NonFiniteLossError, TrainingInterruptedError
 from pipeline.params import TrainingParams
 from pipeline.train import checkpoints
 from pipeline.train.batches import Rows, validation_batches
 from pipeline.train.interruption import Interruption
 from pipeline.train.training_loop import Counters
-
-_HARMLESS = {"checkpoint_seconds", "threads", "processes"}
-"""Settings that do not decide what a fleet ends with."""
 
 
 class Member(Protocol):
@@ -133,23 +129,18 @@ def identity(base: str, jobs: Iterable[tuple[TrainingParams, Mapping[str, torch.
         [
             base,
             *(
-                [params.model_dump(exclude=_HARMLESS), _hashed(start), _rows(rows), _rows(validation)]
+                [params.deciding(), tensors_digest(start.items()), _rows(rows), _rows(validation)]
                 for params, start, rows, validation in jobs
             ),
         ]
     )
 
 
-def _rows(rows: Rows) -> list[str]:
-    return [
-        _hashed({f.name: getattr(batch, f.name) for f in fields(batch)}) for batch in validation_batches(rows)
-    ]
-
-
-def _hashed(tensors: Mapping[str, torch.Tensor | None]) -> str:
-    sha256 = hashlib.sha256()
-    for name, tensor in tensors.items():
-        if tensor is not None:
-            sha256.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            sha256.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return sha256.hexdigest()
+def _rows(rows: Rows) -> str:
+    parts = (
+        (field.name, tensor)
+        for batch in validation_batches(rows)
+        for field in fields(batch)
+        if (tensor := getattr(batch, field.name)) is not None
+    )
+    return tensors_digest(parts)

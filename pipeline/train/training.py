@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 ADAPTER, SUMMARY = "adapter", "summary.json"
-_HARMLESS = {"checkpoint_seconds", "threads", "processes"}
-"""Settings that may change between a training and its resumption."""
 _log = logging.getLogger(__name__)
 
 
@@ -173,7 +171,7 @@ class _Job:
         return digest.digest(
             {
                 "prefix": self.prefix_params.model_dump(),
-                "training": self.training_params.model_dump(exclude=_HARMLESS),
+                "training": self.training_params.deciding(),
                 "task": self.task,
                 "labels": None if self.labels is None else list(self.labels),
                 # The rows alone: what datasets writes beside them may differ from one preparation to the next.

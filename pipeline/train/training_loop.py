@@ -12,7 +12,6 @@ clips and steps alike. With the gradients go the wishes to stop and to save, so 
 from __future__ import annotations
 
 import errno
-import hashlib
 import io
 import json
 import math
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import safetensors.torch
 import torch
 
+from pipeline.digest import tensors_digest
 from pipeline.errors import NonFiniteLossError, TrainingError, TrainingInterruptedError
 from pipeline.params import TrainingParams
 from pipeline.train import checkpoints, dropout
@@ -389,10 +389,7 @@ class Loop:
         """
         if self._group.size == 1:
             return
-        sha256 = hashlib.sha256()
-        for parameter in self.trained.values():
-            sha256.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        found = self._group.gather(sha256.hexdigest())
+        found = self._group.gather(tensors_digest(self.trained.items()))
         apart = [str(rank) for rank, digest in enumerate(found) if digest != found[0]]
         if apart:
             raise TrainingError(
