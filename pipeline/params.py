@@ -17,6 +17,7 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Task = Literal["classification", "generation"]
 Dtype = Literal["float32", "bfloat16"]
+Pooling = Literal["mean"]
 TextFrom = Literal["labels", "words", "examples"]
 VERSION = r"^[a-z][a-z0-9_-]{0,62}(:[1-9][0-9]*|@[a-z]+)$"
 """A registered version: NAME:NUMBER or NAME@STAGE."""
@@ -201,6 +202,10 @@ class TrainingParams(_Section):
     null never stops early. `warmup` is a share of all steps. `max_steps` ends the epochs sooner. `adam_beta1` and
     `adam_beta2` are how slowly AdamW forgets gradients and their squares.
 
+    `head_pooling` is what the classification head reads of the tokens' last states: `mean`, their mean, as sentence
+    encoders were trained to be read; null, what the architecture's own head reads (the first token of BERT, the last of a
+    decoder). PEFT has no head on the mean.
+
     `dropout` is the probability with which a step leaves out a number of the prefix, for all of its rows, and in each row a
     number that the classification head reads; the frozen base drops nothing.
 
@@ -214,6 +219,7 @@ class TrainingParams(_Section):
 
     learning_rate: Annotated[float, Field(gt=0, le=100)] = 0.03
     head_learning_rate: Annotated[float, Field(gt=0, le=100)] = 0.03
+    head_pooling: Pooling | None = None
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.8
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
@@ -385,6 +391,11 @@ class PrefixEntry(_Section):
         ]
         if self.task == "generation" and self.prefix.text_from == "labels":
             problems.append("prefix.text_from: got 'labels'; generation has none: expected words or examples")
+        if self.task == "generation" and self.training.head_pooling is not None:
+            problems.append(
+                f"training.head_pooling: got {self.training.head_pooling!r}; generation has no classification head: "
+                "expected null"
+            )
         if problems:
             raise ValueError("\n".join(problems))
         return self

@@ -83,7 +83,9 @@ def train(pins: Pins, artifacts: Path) -> Mapping[str, Any]:
         digest, source = pins.warm_start.adapter_digest, pins.warm_start.source
         warm_start = initialisation.WarmStart(adapters_folder(workspace_root()) / digest, digest, source)
     summary = training.train(
-        base_model.load(base, pins.task, labels=labels, seed=pins.training.seed),
+        base_model.load(
+            base, pins.task, labels=labels, pooling=pins.training.head_pooling, seed=pins.training.seed
+        ),
         pins.prefix,
         pins.training,
         pins.task,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.base.base_files import CONFIG, GENERATION_CONFIG, TOKENIZER_FILES, find, read_json
 from pipeline.digest import digest, sha256_file, tensors_digest
 from pipeline.errors import BaseModelError, IntegrityError
-from pipeline.params import BaseModelParams, Task
+from pipeline.params import BaseModelParams, Pooling, Task
 
 if TYPE_CHECKING:
     import torch
@@ -184,7 +184,12 @@ def _window(config: Mapping[str, Any], where: str) -> int:
 
 
 def load(
-    base: ResolvedBase, task: Task, *, labels: Sequence[str] | None = None, seed: int = 0
+    base: ResolvedBase,
+    task: Task,
+    *,
+    labels: Sequence[str] | None = None,
+    pooling: Pooling | None = None,
+    seed: int = 0,
 ) -> PreTrainedModel:
     """Load the verified base: float32, evaluation mode, every parameter frozen.
 
@@ -195,6 +200,7 @@ def load(
     Args:
         task: classification (`labels` needed) or generation.
         labels: the class names, in the order of the label numbers.
+        pooling: which of the tokens' states the head reads: mean, or None for what the architecture's own head does.
         seed: of the head.
 
     Raises:
@@ -240,6 +246,10 @@ def load(
             f"{base.folder}: transformers cannot load it for {task}: {type(error).__name__}: {error}"
         ) from error
     _refuse_misfit(model, report, base)
+    if task == "classification" and pooling == "mean":
+        from pipeline.base.mean_pooled import MeanPooledForSequenceClassification
+
+        model = MeanPooledForSequenceClassification(model.base_model)
     model.eval().requires_grad_(False)
     if model.config.pad_token_id is None:
         # A classifier on a decoder finds each row's last token by it; rows are padded with it.

@@ -16,7 +16,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import files
 from pipeline.base import base_model
@@ -24,6 +24,9 @@ from pipeline.base.base_model import ResolvedBase
 from pipeline.compare.methods import METHODS
 from pipeline.digest import digest
 from pipeline.params import BaseModelParams, EvaluationParams, PrefixParams, Task, TrainingParams
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 JOB, RESULT, SCORED, ARTEFACT = "job.json", "result", "scored", "artefact"
 RECORD, ROWS, KEY = "record.json", "rows.parquet", "key.json"
@@ -55,6 +58,12 @@ class Setting:
     def resolve(self) -> ResolvedBase:
         """The base model, verified."""
         return base_model.resolve(self.base_name, self.base, self.workspace)
+
+    def load(self, base: ResolvedBase, seed: int = 0) -> PreTrainedModel:
+        """The base as every method is put on it, its head drawn from `seed`."""
+        return base_model.load(
+            base, self.task, labels=self.labels, pooling=self.training.head_pooling, seed=seed
+        )
 
 
 @dataclass(frozen=True)

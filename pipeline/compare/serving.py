@@ -79,7 +79,7 @@ def score(job: Job, folder: Path) -> None:
     """Score the test rows once; write `folder`/scored/content/rows.parquet, whole or not at all."""
     shared = job.setting
     base = shared.resolve()
-    ready = loaded(job, folder, base_model.load(base, shared.task, labels=shared.labels, seed=job.seed))
+    ready = loaded(job, folder, shared.load(base, job.seed))
     test = systems.read_examples(shared.prepared, "test", shared.task)
     params, what = shared.evaluation, f"{job.method}: test rows"
     if shared.task == "generation":
@@ -117,7 +117,7 @@ def latencies(jobs: Sequence[tuple[Job, Path]]) -> dict[str, list[float]]:
     All share one copy of the base's weights. The entry `base` is the frozen base without anything.
     """
     shared = jobs[0][0].setting
-    base = base_model.load(shared.resolve(), shared.task, labels=shared.labels)
+    base = shared.load(shared.resolve())
     test = systems.read_examples(shared.prepared, "test", shared.task)
     batches = _batches(test, shared.evaluation.batch_size)
     asked: dict[str, Callable[[list[list[int]]], None]] = {}

@@ -26,7 +26,9 @@ def equal(setting: Setting, swept: Sequence[Swept], steps: int, seeds: Sequence[
     ]
     if setting.task == "classification":
         said.append(
-            f"The classification head: the same first weights for a seed, trained at {training.head_learning_rate:g}, "
+            "The classification head: "
+            + ("" if training.head_pooling is None else f"on the {training.head_pooling} of the tokens, ")
+            + f"the same first weights for a seed, trained at {training.head_learning_rate:g}, "
             f"{_dropout(training.dropout)} of what it reads."
         )
     if counts and len(counts) == 1:
@@ -75,6 +77,8 @@ def not_equal(
         said.append(
             "A head on the first token of an encoder's pooler reads the first virtual token under prompt tuning and "
             "P-tuning, as PEFT does it."
+            if setting.training.head_pooling is None
+            else "The mean that the head reads is over the virtual tokens too under prompt tuning and P-tuning."
         )
     if setting.task == "generation":
         said.append(

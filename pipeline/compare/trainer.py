@@ -74,7 +74,7 @@ def _prefix(job: Job, folder: Path, artefact: Path) -> dict[str, Any]:
     """Ours, as `prefixline retrain` trains it, but from its beginning: the others have no version to go on from."""
     shared = job.setting
     base = shared.resolve()
-    model = base_model.load(base, shared.task, labels=shared.labels, seed=job.seed)
+    model = shared.load(base, job.seed)
     head = sum(parameter.numel() for parameter in head_parameters(model).values())
     tokenizer = base_model.tokenizer(base)
     held = memory.begin()
@@ -112,7 +112,7 @@ def _peft(job: Job, folder: Path, artefact: Path) -> dict[str, Any]:
     """One of PEFT's methods in our loop: the same optimiser, schedule, steps and rows."""
     shared, params = job.setting, job.training
     base = shared.resolve()
-    model = base_model.load(base, shared.task, labels=shared.labels, seed=job.seed)
+    model = shared.load(base, job.seed)
     before = weights_digest(model)
     adapted = peft_models.put_on(
         job.method,
@@ -175,7 +175,7 @@ def _dropped(adapted: peft_models.Adapted, seed: int) -> InStep:
 def _probe(job: Job, folder: Path, artefact: Path) -> dict[str, Any]:
     """Logistic regression on the frozen base's features: not stepped, but fitted to its end."""
     shared = job.setting
-    model = base_model.load(shared.resolve(), shared.task, labels=shared.labels, seed=job.seed)
+    model = shared.load(shared.resolve(), job.seed)
     held, began = memory.begin(), time.monotonic()
     parts = []
     for split, most in (("train", probe.MOST_ROWS), ("validation", None)):

@@ -177,7 +177,8 @@ class _Evaluation:
     def score(self, test: Examples) -> tuple[dict[str, _Made], dict[str, Any]]:
         everything = range(len(test))
         notes: dict[str, Any] = {}
-        model = base_model.load(self.base, self.task, labels=self.labels or None)
+        pooling = adapter_facts(self.adapter).pooling
+        model = base_model.load(self.base, self.task, labels=self.labels or None, pooling=pooling)
         prefix, head = load_adapter(self.adapter, model)
         install_head(model, head)
         if self.task == "classification":
@@ -220,7 +221,7 @@ class _Evaluation:
             "unknown_labels": [name for name in self.labels if name not in theirs],
         }
         rows = test.only(common)
-        model = base_model.load(base, self.task, labels=theirs or None)
+        model = base_model.load(base, self.task, labels=theirs or None, pooling=facts.pooling)
         prefix, head = load_adapter(champion.folder, model)
         install_head(model, head)
         tokenizer = base_model.tokenizer(base)

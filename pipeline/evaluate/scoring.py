@@ -23,6 +23,7 @@ from rich.progress import track
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.modeling_outputs import BaseModelOutput
 
+from pipeline.base.mean_pooled import mean_of_tokens
 from pipeline.prefix.architecture import anatomy
 from pipeline.prefix.attention import attach
 from pipeline.prefix.generation import fitting, generate
@@ -71,14 +72,14 @@ def features(
 def pooled(model: PreTrainedModel, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """[B, H] one vector for each row, padded on the right, from the frozen base's last layer.
 
-    The mean over the real tokens where tokens see each other; the last token, which alone has seen all others,
+    The mean of the real tokens where tokens see each other; the last token, which alone has seen all others,
     where the base is causal.
     """
     parts = anatomy(model)
     hidden: torch.Tensor = parts.base(input_ids=input_ids, attention_mask=mask).last_hidden_state  # [B, T, H]
     if parts.causal:
         return hidden[torch.arange(len(mask)), mask.sum(dim=1) - 1]
-    return (hidden * mask[:, :, None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+    return mean_of_tokens(hidden, mask)
 
 
 @torch.inference_mode()

@@ -5,7 +5,8 @@
                                `base_model.<parameter name>`; our own facts (`AdapterFacts`) in its metadata
 
 PEFT has no prefix for an encoder-decoder's encoder, for layers of different shapes, or for layers that are not all
-attention. Such an adapter's config says peft_type PREFIXLINE, which PEFT refuses to load, and lists the layers.
+attention, and no head on the mean of the tokens. Such an adapter's config says peft_type PREFIXLINE, which PEFT refuses
+to load, and lists the layers.
 
 A projection is folded away before saving. Equal content is equal bytes.
 
@@ -61,6 +62,7 @@ class AdapterFacts:
         base_name: the base model's name, as given when it was saved.
         base_digest: SHA-256 over the base model's files; None where it was not recorded (as by PEFT).
         labels: the classes in the order of the logits; None for generation, or where not recorded.
+        pooling: which of the tokens' states the head reads; None for what the architecture's own head does.
     """
 
     task: Task
@@ -68,6 +70,7 @@ class AdapterFacts:
     base_name: str
     base_digest: str | None
     labels: tuple[str, ...] | None
+    pooling: Literal["mean"] | None = None
 
 
 def save_adapter(
@@ -115,10 +118,15 @@ def save_adapter(
         "num_virtual_tokens": prefix.length,
         "revision": None,
         "task_type": _task_type(task, found),
-        **_shape_config(found),
+        **_shape_config(found, in_peft=_in_peft(found) and head_pooling(model) is None),
     }
     facts = AdapterFacts(
-        task, prefix.length, base_name, base_digest, None if labels is None else tuple(labels)
+        task,
+        prefix.length,
+        base_name,
+        base_digest,
+        None if labels is None else tuple(labels),
+        head_pooling(model),
     )
     try:
         with new_folder(folder) as fresh:
@@ -150,8 +158,10 @@ def load_adapter(
     found = anatomy(model)
     shape = PrefixShape(found.layers)
     config = _read_config(folder / CONFIG)
-    tensors, _ = _read_weights(folder / WEIGHTS)
+    tensors, metadata = _read_weights(folder / WEIGHTS)
     problems = _config_problems(config, found)
+    if not problems and head and config["modules_to_save"]:
+        problems += _pooling_problems(_facts(folder, config, metadata), model)
     if not problems:
         modules = config["modules_to_save"] or []
         expected: dict[str, tuple[int, ...]] = {_VECTORS: (config["num_virtual_tokens"], shape.size)}
@@ -179,6 +189,10 @@ def adapter_facts(folder: Path) -> AdapterFacts:
     if problems := _config_problems(config, None):
         raise AdapterError(f"{folder}: not an adapter: " + "; ".join(problems))
     _, metadata = _read_weights(folder / WEIGHTS)
+    return _facts(folder, config, metadata)
+
+
+def _facts(folder: Path, config: Mapping[str, Any], metadata: Mapping[str, str]) -> AdapterFacts:
     task = _TASKS[config["task_type"]]
     length, name = config["num_virtual_tokens"], config["base_model_name_or_path"] or ""
     if _FACTS not in metadata:
@@ -192,6 +206,11 @@ def adapter_facts(folder: Path) -> AdapterFacts:
     if (facts.task, facts.length, facts.base_name) != (task, length, name):
         raise AdapterError(f"{folder}: {CONFIG} and the metadata of {WEIGHTS} contradict each other")
     return facts
+
+
+def head_pooling(model: PreTrainedModel) -> Literal["mean"] | None:
+    """Which of the tokens' states `model`'s head reads, as `AdapterFacts.pooling` says it."""
+    return getattr(model, "head_pooling", None)
 
 
 def adapter_digest(folder: Path) -> str:
@@ -235,6 +254,13 @@ def _shape_problems(
     return _difference(head, expected)
 
 
+def _pooling_problems(facts: AdapterFacts, model: PreTrainedModel) -> list[str]:
+    if facts.pooling == (here := head_pooling(model)):
+        return []
+    said = {None: "what the architecture's own head reads", "mean": "the mean of the tokens"}
+    return [f"its head was trained on {said[facts.pooling]}; the model's reads {said[here]}: load it so"]
+
+
 def _difference(actual: Mapping[str, torch.Tensor], expected: Mapping[str, tuple[int, ...]]) -> list[str]:
     problems = [f"tensor {name} is missing" for name in sorted(expected.keys() - actual.keys())]
     problems += [f"tensor {name} is one too many" for name in sorted(actual.keys() - expected.keys())]
@@ -263,7 +289,10 @@ def _value_problems(tensors: Mapping[str, torch.Tensor]) -> list[str]:
 
 def _serialise(tensors: Mapping[str, torch.Tensor], facts: AdapterFacts) -> bytes:
     """The safetensors file; its header is put in order, since safetensors shuffles the metadata at every run."""
-    metadata = {"format": "pt", _FACTS: digest.canonical_json(asdict(facts)).decode()}
+    said = asdict(facts)
+    if facts.pooling is None:  # as adapters were before there was a choice: equal content is equal bytes
+        del said["pooling"]
+    metadata = {"format": "pt", _FACTS: digest.canonical_json(said).decode()}
     raw: bytes = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, metadata)
     size = int.from_bytes(raw[:8], "little")
     header = json.dumps(json.loads(raw[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
@@ -310,9 +339,9 @@ def _in_peft(found: Anatomy) -> bool:
     return not others and first.key_size == first.value_size and found.shifts and found.every_layer
 
 
-def _shape_config(found: Anatomy) -> dict[str, Any]:
+def _shape_config(found: Anatomy, *, in_peft: bool) -> dict[str, Any]:
     """The keys of a config that follow from the model's shape."""
-    if not _in_peft(found):
+    if not in_peft:
         return {
             "layers": [[layer.heads, layer.key_size, layer.value_size] for layer in found.layers],
             "peft_type": _OWN_TYPE,
@@ -361,7 +390,8 @@ def _config_problems(config: Mapping[str, Any], found: Anatomy | None) -> list[s
         required = {"peft_type": "PREFIX_TUNING", "num_transformer_submodules": 1}
     if found is not None:
         free = {"encoder_hidden_size", "init_weights", "peft_version", "prefix_projection"}
-        required |= {key: value for key, value in _shape_config(found).items() if key not in free}
+        shape = _shape_config(found, in_peft=_in_peft(found) and not own)
+        required |= {key: value for key, value in shape.items() if key not in free}
     problems = [
         f"{CONFIG}: {key}: got {config.get(key)!r}; expected {value!r}"
         for key, value in required.items()

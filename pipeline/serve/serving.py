@@ -45,7 +45,7 @@ class Predictor:
     def __init__(self, record: LineageRecord, adapter: Path, workspace: Path) -> None:
         from pipeline.base import base_model
         from pipeline.data.encoding import encoder_for
-        from pipeline.prefix.adapter import install_head, load_adapter
+        from pipeline.prefix.adapter import adapter_facts, install_head, load_adapter
 
         verify(adapter, record.files)
         recorded = record.base_model
@@ -55,7 +55,8 @@ class Predictor:
         self._labels: list[str] = record.dataset["labels"] or []
         self._settings = record.params["evaluation"]
         self._truncate = record.params["data"]["too_long"] == "truncate"
-        self._model: Any = base_model.load(base, self._task, labels=self._labels or None)
+        pooling = adapter_facts(adapter).pooling
+        self._model: Any = base_model.load(base, self._task, labels=self._labels or None, pooling=pooling)
         self._prefix, head = load_adapter(adapter, self._model)
         install_head(self._model, head)
         words = base_model.tokenizer(base)

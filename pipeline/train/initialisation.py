@@ -11,7 +11,7 @@ import torch
 
 from pipeline.errors import IntegrityError
 from pipeline.params import PrefixParams, Task
-from pipeline.prefix.adapter import adapter_digest, adapter_facts, load_adapter
+from pipeline.prefix.adapter import adapter_digest, adapter_facts, head_pooling, load_adapter
 from pipeline.prefix.architecture import anatomy, check_window
 from pipeline.prefix.text_start import text_key_values
 from pipeline.prefix.tuning import Prefix, PrefixShape
@@ -92,7 +92,7 @@ def start(
 def _continued(
     prefix: Prefix, model: PreTrainedModel, warm_start: WarmStart, labels: Sequence[str] | None
 ) -> Start:
-    """`prefix` with the adapter's vectors; and its head, where it says that its labels are ours, in our order."""
+    """`prefix` with the adapter's vectors; and its head, where it says that it reads what ours does and has our labels."""
     folder = warm_start.folder
     found = adapter_digest(folder)
     if found != warm_start.adapter_digest:
@@ -100,7 +100,8 @@ def _continued(
             [f"SHA-256 over its files is {found}, expected {warm_start.adapter_digest}"],
             heading=f"{folder} is not the adapter to go on from; run the retraining again to fetch it:",
         )
-    same = labels is not None and adapter_facts(folder).labels == tuple(labels)
+    facts = adapter_facts(folder)
+    same = labels is not None and facts.labels == tuple(labels) and facts.pooling == head_pooling(model)
     saved, head = load_adapter(folder, model, head=same)
     prefix.init_from(saved.key_values().to(model.device))
     record = {

@@ -1,0 +1,49 @@
+"""A classification head on the mean of the tokens' states, for any backbone.
+
+transformers' own heads read one token: BERT's pooler the first, a decoder's the last. Sentence encoders were trained to be
+read by the mean of all (Reimers & Gurevych 2019, section 3: "MEAN-strategy"), and read that way they classify better.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+
+class MeanPooledForSequenceClassification(PreTrainedModel):  # type: ignore[misc]
+    """A backbone and one linear layer on the mean of its last states.
+
+    The layer is called otherwise than the heads of transformers, so that neither is ever taken for the other.
+    """
+
+    base_model_prefix = "backbone"
+    head_pooling = "mean"
+    _supports_sdpa = True  # or eager: whichever the backbone has settled on
+
+    def __init__(self, backbone: PreTrainedModel) -> None:
+        super().__init__(backbone.config)
+        self.backbone = backbone
+        width = backbone.config.get_text_config().hidden_size
+        self.mean_classifier = nn.Linear(width, backbone.config.num_labels)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutput:
+        """Logits [B, labels] of tokens [B, N], or of `inputs_embeds` [B, N, hidden]; padding does not count."""
+        states = self.backbone(
+            input_ids=input_ids, attention_mask=attention_mask, **kwargs
+        ).last_hidden_state  # [B, N, hidden]
+        mean = states.mean(1) if attention_mask is None else mean_of_tokens(states, attention_mask)
+        return SequenceClassifierOutput(logits=self.mean_classifier(mean))
+
+
+def mean_of_tokens(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """[B, hidden]: of each row's `states` [B, N, hidden] the mean of those whose `mask` [B, N] is not 0."""
+    return (states * mask[:, :, None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
