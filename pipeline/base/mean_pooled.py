@@ -36,11 +36,14 @@ class MeanPooledForSequenceClassification(PreTrainedModel):  # type: ignore[misc
         attention_mask: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutput:
-        """Logits [B, labels] of tokens [B, N], or of `inputs_embeds` [B, N, hidden]; padding does not count."""
+        """Logits [B, labels] of tokens [B, N], or of `inputs_embeds` [B, N, hidden]; padding does not count, nor a cache."""
         states = self.backbone(
             input_ids=input_ids, attention_mask=attention_mask, **kwargs
         ).last_hidden_state  # [B, N, hidden]
-        mean = states.mean(1) if attention_mask is None else mean_of_tokens(states, attention_mask)
+        if attention_mask is None:
+            mean = states.mean(1)
+        else:
+            mean = mean_of_tokens(states, attention_mask[:, -states.shape[1] :])
         return SequenceClassifierOutput(logits=self.mean_classifier(mean))
 
 

@@ -19,6 +19,7 @@ import pytest
 import torch
 from peft import PeftModel
 
+from pipeline.base.mean_pooled import MeanPooledForSequenceClassification
 from pipeline.errors import PrefixError
 from pipeline.prefix.adapter import load_adapter, save_adapter
 from pipeline.prefix.architecture import anatomy
@@ -414,6 +415,38 @@ def saving_is_exact(case: Case) -> None:
     assert torch.equal(prefixed(model, again, **inputs), prefixed(model, prefix, **inputs))
 
 
+def a_head_on_the_mean_is_right(case: Case) -> None:
+    """A head on the mean of the tokens reads the mean of the reference's states, padded or not."""
+    if case.both or case.kind == "encoder of tokens":
+        raise RefusedError("no head for sequences")
+    inner = case.model().double()
+    inner.config.num_labels = 5
+    model = MeanPooledForSequenceClassification(inner.base_model).eval().requires_grad_(False).double()
+    generator = torch.Generator().manual_seed(2)
+    for parameter in model.mean_classifier.parameters():
+        parameter.normal_(generator=generator)
+    inputs = batch(case, model)
+    mask, head = inputs["attention_mask"], model.mean_classifier
+    prefix = models.random_prefix(model, LENGTH).double()
+    for row in range(3):
+        one = alone(inputs, row)
+        if case.family == "DebertaV2":
+            rows, states = slow.by_joint_pass(
+                inner, _pairs(inner), torch.tensor([[7, 9, 11, 30, 6]]), one["input_ids"]
+            )
+            prefix.init_from(rows)
+        else:
+            seen: list[Any] = []
+            handle = model.backbone.register_forward_hook(lambda *call, seen=seen: seen.append(call[-1]))
+            reference(case, model, prefix, prefix.vectors.detach(), one)
+            handle.remove()
+            states = seen[0].last_hidden_state
+        assert states.shape[1] == mask[row].sum()
+        expected = states[0].numpy().mean(axis=0) @ head.weight.numpy().T + head.bias.numpy()
+        found = prefixed(model, prefix, **inputs)[row]
+        assert slow.close(found, torch.from_numpy(expected)) < TOLERANCE
+
+
 def detaching_leaves_no_trace(case: Case) -> None:
     """Attached and detached, the model computes, and is, what it was."""
     model = case.model()
@@ -497,6 +530,7 @@ PROPERTIES: dict[str, Callable[[Case], None]] = {
     "packing": packed_rows_are_the_same,
     "generation": generation_is_right,
     "text start": text_starts_are_exact,
+    "mean head": a_head_on_the_mean_is_right,
     "saving": saving_is_exact,
     "detaching": detaching_leaves_no_trace,
     "window": long_inputs_are_refused,
