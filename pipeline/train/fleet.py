@@ -30,6 +30,7 @@ from pipeline.train import checkpoints
 from pipeline.train.batches import AnyBatch, Rows, validation_batches
 from pipeline.train.dropout import HeadDropout, PrefixDropout, head_layers
 from pipeline.train.fleet_checkpoints import FleetCheckpoints, identity
+from pipeline.train.initialisation import check_pooling
 from pipeline.train.interruption import Interruption
 from pipeline.train.losses import BatchLoss, batch_loss
 from pipeline.train.training_loop import Counters, Ending, Loop, OnCurve
@@ -180,6 +181,7 @@ def _check(model: PreTrainedModel, jobs: Sequence[FleetJob]) -> None:
             )
         if classifies:
             check_head(model, job.head, f"job {number}: the head")
+            check_pooling(model, job.params, f"job {number}: ")
         for split, rows in (("rows", job.rows), ("validation", job.validation)):
             if not len(rows.lengths):
                 raise TrainingError(f"job {number}: {split}: got none; expected at least one")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline.errors import IntegrityError
-from pipeline.params import PrefixParams, Task
+from pipeline.errors import IntegrityError, PrefixError
+from pipeline.params import PrefixParams, Task, TrainingParams
 from pipeline.prefix.adapter import adapter_digest, adapter_facts, head_pooling, load_adapter
 from pipeline.prefix.architecture import anatomy, check_window
 from pipeline.prefix.text_start import text_key_values
@@ -87,6 +87,15 @@ def start(
     text, made_of, ids = start_text.start_tokens(params, task, tokenizer=tokenizer, labels=labels, rows=rows)
     prefix.init_from(text_key_values(model, torch.tensor(ids, device=model.device)))
     return Start(prefix, {"from": "text", "text": text, "made_of": made_of})
+
+
+def check_pooling(model: PreTrainedModel, params: TrainingParams, whose: str = "") -> None:
+    """Raise PrefixError where `model`'s head reads other states than `params` say."""
+    if (reads := head_pooling(model)) != params.head_pooling:
+        raise PrefixError(
+            f"{whose}training.head_pooling is {params.head_pooling!r}, and the head of {type(model).__name__} reads "
+            f"{reads!r}; expected the same: load the base with pooling={params.head_pooling!r}"
+        )
 
 
 def _continued(

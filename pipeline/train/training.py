@@ -22,13 +22,13 @@ from pipeline import digest, files
 from pipeline.base.base_model import head_parameters, weights_digest, window_of
 from pipeline.errors import IntegrityError, PrefixError, TrainingError
 from pipeline.params import PrefixParams, Task, TrainingParams
-from pipeline.prefix.adapter import head_pooling, install_head, save_adapter
+from pipeline.prefix.adapter import install_head, save_adapter
 from pipeline.prefix.attention import attach
 from pipeline.prefix.lean import lean
 from pipeline.train import checkpoints, initialisation
 from pipeline.train.batches import ClassificationRows, Rows, generation_rows
 from pipeline.train.dropout import PrefixDropout
-from pipeline.train.initialisation import Start, WarmStart
+from pipeline.train.initialisation import Start, WarmStart, check_pooling
 from pipeline.train.process_group import ProcessGroup, joined
 from pipeline.train.training_loop import Ending, Loop, OnCurve
 
@@ -121,11 +121,8 @@ def train(
         LostProcessError: another process has ended; its error says why.
         IntegrityError: the base's weights changed.
     """
-    if task == "classification" and (reads := head_pooling(model)) != training_params.head_pooling:
-        raise PrefixError(
-            f"training.head_pooling is {training_params.head_pooling!r}, and the head of {type(model).__name__} was loaded "
-            f"with {reads!r}; expected the same: give load(…, pooling=…) what the parameters say"
-        )
+    if task == "classification":
+        check_pooling(model, training_params)
     with (
         joined(model.device) as group,
         _threads(training_params.threads, group.local_size),

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from transformers import AutoModel
 
 from pipeline.base import base_model
 from pipeline.base.base_files import identity_files
@@ -316,6 +318,52 @@ def test_the_head_follows_from_the_seed_alone_and_leaves_the_global_generator_as
     assert [sorted(head) for head in heads] == [["classifier.bias", "classifier.weight"]] * 3
     assert torch.equal(heads[0]["classifier.weight"], heads[1]["classifier.weight"])
     assert not torch.equal(heads[0]["classifier.weight"], heads[2]["classifier.weight"])
+
+
+@pytest.mark.parametrize("task_base", ["encoder", "decoder"])
+@torch.no_grad()
+def test_a_head_on_the_mean_reads_the_mean_of_each_rows_real_tokens(
+    request: pytest.FixtureRequest, task_base: str
+) -> None:
+    folder = request.getfixturevalue(task_base)
+    model = base_model.load(resolved(folder), "classification", labels=["a", "b", "c"], pooling="mean")
+    assert sorted(base_model.head_parameters(model)) == ["mean_classifier.bias", "mean_classifier.weight"]
+    head = model.mean_classifier
+    head.bias.copy_(torch.tensor([0.5, -1.0, 2.0]))
+    head.weight.mul_(50)  # so that the logits are far apart
+    tokens = [[2, 9, 8, 3], [2, 7, 9, 30, 31, 3]]
+    plain = AutoModel.from_pretrained(folder)
+    expected = [
+        plain(torch.tensor([row])).last_hidden_state[0].numpy().mean(axis=0) @ head.weight.numpy().T
+        + head.bias.numpy()
+        for row in tokens
+    ]
+    padded, mask = torch.tensor([[*tokens[0], 0, 0], tokens[1]]), torch.tensor([[1] * 4 + [0] * 2, [1] * 6])
+    found = model(input_ids=padded, attention_mask=mask).logits.numpy()
+    assert np.abs(found - np.stack(expected)).max() < 1e-5
+    assert np.abs(found[0] - found[1]).max() > 0.1
+    alone = model(input_ids=torch.tensor([tokens[0]])).logits.numpy()
+    assert np.abs(alone[0] - expected[0]).max() < 1e-5
+
+
+def test_a_head_on_the_mean_is_drawn_from_the_seed_and_the_backbone_is_the_files(encoder: Path) -> None:
+    def loaded(seed: int) -> Any:
+        return base_model.load(
+            resolved(encoder), "classification", labels=["a", "b"], pooling="mean", seed=seed
+        )
+
+    first, again, other = loaded(1), loaded(1), loaded(2)
+    assert torch.equal(first.mean_classifier.weight, again.mean_classifier.weight)
+    assert not torch.equal(first.mean_classifier.weight, other.mean_classifier.weight)
+    assert not any(parameter.requires_grad for parameter in first.parameters())
+    assert not first.training
+    plain = AutoModel.from_pretrained(encoder).state_dict()
+    assert plain.keys() == first.backbone.state_dict().keys()
+    assert all(torch.equal(tensor, plain[name]) for name, tensor in first.backbone.state_dict().items())
+    before = base_model.weights_digest(first)
+    with torch.no_grad():
+        first.mean_classifier.weight.add_(1)
+    assert base_model.weights_digest(first) == before
 
 
 def test_a_head_for_other_labels_in_the_files_is_replaced(encoder: Path) -> None:

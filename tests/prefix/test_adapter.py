@@ -14,6 +14,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
+from pipeline.base.mean_pooled import MeanPooledForSequenceClassification
 from pipeline.errors import AdapterError, PrefixError
 from pipeline.prefix.adapter import (
     AdapterFacts,
@@ -142,6 +143,63 @@ def test_equal_content_is_equal_bytes(tmp_path: Path) -> None:
     prefix = random_prefix(model)
     # safetensors alone draws the order of the metadata at every save
     assert len({adapter_digest(saved(tmp_path / str(i), model, prefix)) for i in range(12)}) == 1
+
+
+def on_the_mean(*, labels: int = 5) -> Any:
+    inner = encoder(labels=labels)
+    torch.manual_seed(3)
+    return MeanPooledForSequenceClassification(inner.base_model).eval().requires_grad_(False)
+
+
+def test_a_head_on_the_mean_comes_back_and_says_what_it_reads(tmp_path: Path) -> None:
+    model = on_the_mean()
+    prefix, head = random_prefix(model), trained_head(model, "mean_classifier.")
+    folder = saved(tmp_path / "adapter", model, prefix, head=head, task="classification", labels=LABELS)
+    again, same = load_adapter(folder, on_the_mean())
+    assert torch.equal(again.key_values(), prefix.key_values())
+    assert same.keys() == head.keys()
+    assert all(torch.equal(same[name], head[name]) for name in head)
+    assert adapter_facts(folder).pooling == "mean"
+    assert adapter_facts(saved(tmp_path / "own", encoder(), prefix)).pooling is None
+
+
+def test_peft_refuses_a_head_on_the_mean_instead_of_reading_another_token_with_it(tmp_path: Path) -> None:
+    model = on_the_mean()
+    head = trained_head(model, "mean_classifier.")
+    folder = saved(
+        tmp_path / "adapter", model, random_prefix(model), head=head, task="classification", labels=LABELS
+    )
+    with pytest.raises((ValueError, KeyError), match="PREFIXLINE"):
+        PeftModel.from_pretrained(encoder(), folder)
+
+
+def test_a_head_is_not_put_where_other_states_are_read_and_the_prefix_alone_may_be(tmp_path: Path) -> None:
+    mean, own = on_the_mean(), encoder()
+    prefix = random_prefix(own)
+    folders = {
+        "mean": saved(
+            tmp_path / "mean",
+            mean,
+            prefix,
+            head=trained_head(mean, "mean_classifier."),
+            task="classification",
+            labels=LABELS,
+        ),
+        "own": saved(tmp_path / "own", own, prefix),
+    }
+    with pytest.raises(AdapterError, match=r"trained on the mean of the tokens; .*reads what the arch"):
+        load_adapter(folders["mean"], own)
+    with pytest.raises(AdapterError, match=r"trained on what the architecture's .*reads the mean of the"):
+        load_adapter(folders["own"], mean)
+    for folder, model in ((folders["mean"], own), (folders["own"], mean)):
+        again, head = load_adapter(folder, model, head=False)
+        assert torch.equal(again.key_values(), prefix.key_values())
+        assert head == {}
+
+
+def test_an_adapter_that_names_no_pooling_has_the_bytes_it_always_had(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "adapter", encoder(), random_prefix(encoder()))
+    assert b"pooling" not in (folder / "adapter_model.safetensors").read_bytes()
 
 
 def test_the_digest_follows_the_content(tmp_path: Path) -> None:

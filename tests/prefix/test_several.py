@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.base.mean_pooled import MeanPooledForSequenceClassification
 from pipeline.errors import PrefixError
 from pipeline.prefix.attention import attach
 from pipeline.prefix.generation import generate
@@ -285,6 +286,33 @@ def test_each_row_gets_the_logits_of_its_own_prefix_and_head(family: str) -> Non
     assert all(
         before[name][0] == id(p) and torch.equal(before[name][1], p) for name, p in model.named_parameters()
     )
+
+
+@torch.no_grad()
+def test_each_row_gets_the_logits_of_its_own_prefix_and_head_on_the_mean() -> None:
+    def on_the_mean(labels: int, seed: int) -> Any:
+        made = MeanPooledForSequenceClassification(encoder(labels=labels).base_model).eval()
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in made.mean_classifier.parameters():
+            parameter.normal_(generator=generator)
+        return made
+
+    model, others = on_the_mean(2, 0), [on_the_mean(labels, labels) for labels in (5, 3, 4)]
+    prefixes, inputs, rows = prefixes_of(model), batch(5, pad=0), (1, 2, 0, 2, 1)
+    heads = [
+        {f"mean_classifier.{name}": p for name, p in other.mean_classifier.named_parameters()}
+        for other in others
+    ]
+    with attach_several(model, prefixes, rows) as attached:
+        ours = class_logits(attached, heads, **inputs)
+        with pytest.raises(
+            PrefixError, match=r"got the tensors classifier\.bias, classifier\.weight; expected"
+        ):
+            class_logits(attached, [*heads[:2], heads_of(encoder())[0]], **inputs)
+    for row, (which, tokens) in enumerate(zip(rows, real(inputs), strict=True)):
+        expected = alone(others[which], prefixes, which, tokens)
+        assert ours[row].shape == expected.shape
+        assert (ours[row] - expected).abs().max() < TOLERANCE
 
 
 def test_a_decoder_with_a_head_classifies_each_row_at_its_last_token() -> None:

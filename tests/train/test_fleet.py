@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from pipeline.base.base_model import head_parameters, weights_digest
+from pipeline.base.mean_pooled import MeanPooledForSequenceClassification
 from pipeline.errors import IntegrityError, NonFiniteLossError, PrefixError, TrainingError
 from pipeline.params import TrainingParams
 from pipeline.prefix.architecture import anatomy
@@ -170,6 +171,15 @@ def test_classification_together_is_classification_alone(family: str, tmp_path: 
     assert [result.stopped for result in results] == ["epochs", "epochs", "max_steps"]
 
 
+def on_the_mean(labels: int = 2) -> Any:
+    model = MeanPooledForSequenceClassification(encoder(labels=labels).base_model)
+    return model.eval().requires_grad_(False).double()
+
+
+def test_heads_on_the_mean_together_are_heads_on_the_mean_alone(tmp_path: Path) -> None:
+    compare(on_the_mean, tmp_path, head_pooling="mean", dropout=0.2)
+
+
 @pytest.mark.parametrize("family", DECODERS)
 def test_generation_together_is_generation_alone(family: str, tmp_path: Path) -> None:
     compare(lambda: decoder(family).double(), tmp_path)
@@ -284,6 +294,15 @@ def test_what_a_fleet_would_not_heed_is_refused(more: dict[str, Any]) -> None:
     refuse_computing(model)
     with pytest.raises(TrainingError, match=r"job 1: got training\.dtype .* set neither"):
         train_together(model, [job(model, 0), job(model, 1, **more)])
+
+
+def test_a_head_that_reads_other_states_than_its_parameters_say_is_refused() -> None:
+    model = on_the_mean()
+    refuse_computing(model)
+    with pytest.raises(
+        PrefixError, match=r"job 1: training\.head_pooling is None, and the head of .* 'mean'"
+    ):
+        train_together(model, [job(model, 0, head_pooling="mean"), job(model, 1)])
 
 
 def test_rows_that_do_not_fit_beside_their_own_prefix_are_refused() -> None:

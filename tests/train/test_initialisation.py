@@ -15,6 +15,7 @@ from peft import PrefixTuningConfig, get_peft_model
 from pipeline.base import base_model
 from pipeline.base.base_files import identity_files
 from pipeline.base.base_model import head_parameters
+from pipeline.base.mean_pooled import MeanPooledForSequenceClassification
 from pipeline.digest import digest
 from pipeline.errors import AdapterError, IntegrityError, PrefixError
 from pipeline.params import BaseModelParams, PrefixParams
@@ -199,6 +200,20 @@ def test_with_other_labels_the_head_starts_new_and_the_prefix_goes_on(
     assert torch.equal(begun.prefix.key_values(), prefix.key_values())
     assert begun.head == {}
     assert begun.record["head"] == "new"
+
+
+def test_with_another_pooling_the_head_starts_new_and_the_prefix_goes_on(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    mean = MeanPooledForSequenceClassification(base(3).base_model).requires_grad_(False)
+    warm, prefix = saved(tmp_path / "adapter", base(3))
+    begun = begin(mean, tokenizer, warm, initialisation="version")
+    assert torch.equal(begun.prefix.key_values(), prefix.key_values())
+    assert (begun.head, begun.record["head"]) == ({}, "new")
+    warm, _ = saved(tmp_path / "mean", mean)
+    begun = begin(mean, tokenizer, warm, initialisation="version")
+    assert begun.record["head"] == "continued"
+    assert begun.head.keys() == {"mean_classifier.weight", "mean_classifier.bias"}
 
 
 def test_an_adapter_of_pefts_is_gone_on_from_with_a_new_head(tokenizer: Any, tmp_path: Path) -> None:

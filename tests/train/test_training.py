@@ -73,6 +73,7 @@ class Bench:
     base: ResolvedBase
     prepared: Path
     root: Path
+    pooling: Any = None
     lines: list[Mapping[str, Any]] = field(default_factory=list)
 
     @property
@@ -88,7 +89,7 @@ class Bench:
         return (self.root / "out" / "adapter" / "adapter_model.safetensors").read_bytes()
 
     def model(self) -> Any:
-        return base_model.load(self.base, self.task, labels=self.labels)
+        return base_model.load(self.base, self.task, labels=self.labels, pooling=self.pooling)
 
     def train(
         self,
@@ -108,7 +109,9 @@ class Bench:
             model or self.model(),
             PrefixParams.model_validate(prefix),
             # model_copy: params.yaml refuses the rates at which these tests make numbers overflow.
-            TrainingParams.model_validate(TRAINING).model_copy(update=training),
+            TrainingParams.model_validate(TRAINING).model_copy(
+                update={"head_pooling": self.pooling, **training}
+            ),
             self.task,
             self.prepared,
             self.root / "out",
@@ -237,8 +240,20 @@ def test_a_classification_prefix_and_its_head_learn(classification: Bench, tmp_p
     assert all((head[name] - start[name]).abs().max() > 0.01 for name in head)
 
 
-def test_training_is_what_a_plain_loop_with_transformers_own_loss_gives(classification: Bench) -> None:
+def test_a_model_whose_head_reads_other_states_than_the_parameters_say_is_refused(
+    classification: Bench,
+) -> None:
+    with pytest.raises(PrefixError, match=r"head_pooling is 'mean', and the head of Bert\S+ reads None"):
+        classification.train(head_pooling="mean")
+    assert not classification.checkpoints.exists()
+
+
+@pytest.mark.parametrize("pooling", [None, "mean"])
+def test_training_is_what_a_plain_loop_with_transformers_own_loss_gives(
+    classification: Bench, pooling: str | None
+) -> None:
     """Every step over all rows, so that the order does not matter."""
+    classification.pooling = pooling
     classification.train(
         batch_size=40, epochs=4, schedule="constant", warmup=0.0, validations_per_epoch=1, max_grad_norm=0.05,
         weight_decay=0.1, adam_beta1=0.7, adam_beta2=0.9,
@@ -259,14 +274,16 @@ def test_training_is_what_a_plain_loop_with_transformers_own_loss_gives(classifi
         weight_decay=0.1,
     )
     losses = []
+    inputs, labels = (batch.input_ids, batch.attention_mask), torch.tensor(rows["label"][:])
     for _ in range(4):
         optimiser.zero_grad()
         with attach(model, prefix):
-            loss = model(
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask,
-                labels=torch.tensor(rows["label"][:]),
-            ).loss
+            if pooling is None:
+                loss = model(*inputs, labels=labels).loss
+            else:
+                states, mask = model.backbone(*inputs).last_hidden_state, batch.attention_mask[..., None]
+                means = (states * mask).sum(dim=1) / mask.sum(dim=1)
+                loss = torch.nn.functional.cross_entropy(means @ head[0].T + head[1], labels)
             loss.backward()
         torch.nn.utils.clip_grad_norm_([*prefix.parameters(), *head], 0.05)
         optimiser.step()
