@@ -17,7 +17,7 @@ from pipeline.base.base_model import ResolvedBase
 from pipeline.data.dataset import PreparedSummary, prepare
 from pipeline.digest import digest
 from pipeline.evaluate.evaluation import Champion, EvaluatedSummary, evaluate
-from pipeline.params import BaseModelParams, DataParams, EvaluationParams, SplitParams, Task
+from pipeline.params import BaseModelParams, DataParams, EvaluationParams, Pooling, SplitParams, Task
 from pipeline.prefix.adapter import adapter_digest, install_head, save_adapter
 from pipeline.prefix.attention import attach
 from pipeline.prefix.tuning import Prefix, PrefixShape
@@ -66,10 +66,16 @@ class World:
 
 
 def adapter(
-    folder: Path, base: ResolvedBase, task: Task, *, labels: tuple[str, ...] | None = None, seed: int = 0
+    folder: Path,
+    base: ResolvedBase,
+    task: Task,
+    *,
+    labels: tuple[str, ...] | None = None,
+    seed: int = 0,
+    pooling: Pooling | None = None,
 ) -> Path:
     """A random prefix, and for classification a random head that tells texts apart."""
-    model = base_model.load(base, task, labels=labels)
+    model = base_model.load(base, task, labels=labels, pooling=pooling)
     generator = torch.Generator().manual_seed(seed)
     prefix = Prefix(PrefixShape.of_model(model), LENGTH)
     prefix.init_random(1.0, generator)
@@ -96,10 +102,8 @@ def _head(model: Any, prefix: Prefix, generator: torch.Generator) -> dict[str, t
     with torch.no_grad(), attach(model, prefix):
         logits = model(input_ids=input_ids).logits
     mean, spread = logits.mean(dim=0), logits.std(dim=0)
-    return {
-        "classifier.weight": head["classifier.weight"] / spread[:, None],
-        "classifier.bias": (head["classifier.bias"] - mean) / spread,
-    }
+    (weight, w), (bias, b) = head.items()
+    return {weight: w / spread[:, None], bias: (b - mean) / spread}
 
 
 def classification_world(folder: Path, base: ResolvedBase, *, rows: int = 150) -> World:

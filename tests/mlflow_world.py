@@ -207,7 +207,9 @@ def base_record(folder: Path, workspace: Path) -> dict[str, Any]:
     return {"name": "tiny", "digest": digest(files), "source": {"path": path}, "files": dict(files)}
 
 
-def adapter(base: dict[str, Any], task: str, workspace: Path, out: Path, *, seed: int = 0) -> Path:
+def adapter(
+    base: dict[str, Any], task: str, workspace: Path, out: Path, *, seed: int = 0, pooling: Any = None
+) -> Path:
     """A prefix of 4 (and a head) with random numbers large enough to matter, saved as training saves it."""
     import torch
 
@@ -217,7 +219,9 @@ def adapter(base: dict[str, Any], task: str, workspace: Path, out: Path, *, seed
 
     params = BaseModelParams(source=base["source"], digest=base["digest"])
     labels = LABELS if task == "classification" else None
-    model = base_model.load(base_model.resolve("tiny", params, workspace), task, labels=labels, seed=seed)
+    model = base_model.load(
+        base_model.resolve("tiny", params, workspace), task, labels=labels, pooling=pooling, seed=seed
+    )
     prefix = Prefix(PrefixShape.of_model(model), 4)
     prefix.init_random(2.0, torch.Generator().manual_seed(seed))
     head = {name: p.detach() * 10 for name, p in base_model.head_parameters(model).items()}

@@ -193,6 +193,17 @@ def test_the_objects_cannot_be_changed():
             },
             "prefixes.questions.prefix.text_from: got 'labels'; generation has none",
         ),
+        (
+            "prefixes.questions",
+            {
+                "base_model": "small",
+                "task": "generation",
+                "data": {"path": "d.csv"},
+                "training": {"head_pooling": "mean"},
+                "gate": {"floors": {"loss": 1.0}},
+            },
+            "prefixes.questions.training.head_pooling: got 'mean'; generation has no classification head",
+        ),
         ("prefixes.questions.schedule", {"cron": "daily"}, "prefixes.questions.schedule.cron: got 'daily'"),
         (
             "prefixes.questions.training.learning_rate",

@@ -78,7 +78,8 @@ def not_equal(
             "A head on the first token of an encoder's pooler reads the first virtual token under prompt tuning and "
             "P-tuning, as PEFT does it."
             if setting.training.head_pooling is None
-            else "The mean that the head reads is over the virtual tokens too under prompt tuning and P-tuning."
+            else "Under prompt tuning and P-tuning the mean that the head reads is of the text's tokens; PEFT alone would "
+            "count the virtual tokens too."
         )
     if setting.task == "generation":
         said.append(

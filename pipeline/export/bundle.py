@@ -87,15 +87,17 @@ def export_adapter(root: Path, reference: str, out: Path | None) -> Exported:
     """Write a version's adapter alone to a new folder, in PEFT's format; arguments as for `export_bundle`.
 
     Raises:
-        ExportError: `out` is there already, or PEFT has no prefix for the version's base model.
+        ExportError: `out` is there already, or PEFT has no such prefix or head.
         RegistryError, IntegrityError, AdapterError: as in `export_bundle`.
     """
     with _model_of(root, reference) as (verified, reading, model):
         version = verified.version
         kind = json.loads((model / ADAPTER_PATH / CONFIG).read_bytes())["peft_type"]
         if kind != "PREFIX_TUNING":
+            mean = adapter_facts(model / ADAPTER_PATH).pooling is not None
+            lacks = "head on the mean of the tokens" if mean else "prefix for such a base model"
             raise ExportError(
-                f"{version.name} version {version.version}: PEFT has no prefix for such a base model; "
+                f"{version.name} version {version.version}: PEFT has no {lacks}; "
                 "--format bundle gives it out for prefixline"
             )
         with _new(out or Path(f"{version.name}-{version.version}-peft")) as (folder, fresh):

@@ -79,7 +79,7 @@ def model_card(record: LineageRecord, config: Mapping[str, Any], version: str, s
         "vectors for every attention layer of a frozen base model, which is not in this folder. prefixline trained it, "
         f"judged it and registered it; when it was exported, {f'it stood in {stage}' if stage else 'it held no stage'}.",
         "## Use",
-        "\n".join(("```python", *use, "```")) if in_peft else "PEFT has no prefix for such a base model; prefixline loads it:",
+        "\n".join(("```python", *use, "```")) if in_peft else "PEFT has no prefix for such a base model, or no such head; prefixline loads it:",
         "With prefixline and the base model at hand, `mlflow.pyfunc.load_model` loads the folder `model`. Classes in the "
         "order of the logits, the parameters and the whole verdict are in `lineage.json`.",
         "## Figures on the test split",

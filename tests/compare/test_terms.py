@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,8 +13,8 @@ from tests.compare.world import setting
 LORA = {"trainable_parameters": 9, "details": {"rank": 2, "targets": ["query"]}}
 
 
-def said(base: Path, folder: Path, *names: str, dropout: float) -> str:
-    shared = setting(folder, base, "classification", dropout=dropout)
+def said(base: Path, folder: Path, *names: str, **training: Any) -> str:
+    shared = setting(folder, base, "classification", **training)
     records = {name: LORA if name == "lora" else {"trainable_parameters": 9} for name in names}
     swept = [terms.Swept(name, 0.1, (), ()) for name in names]
     return " ".join([*terms.equal(shared, swept, 4, [0]), *terms.not_equal(shared, swept, records)])
@@ -35,3 +36,15 @@ def test_with_dropout_it_says_what_each_method_drops(
     assert "the prefix drops its own numbers with probability 0.25" in text
     assert ("lora_dropout" in text) == ("lora" in others)
     assert ("the soft prompts nothing of their own" in text) == ("prompt" in others)
+
+
+def test_it_says_what_the_head_reads_and_what_that_is_under_a_soft_prompt(
+    encoder_folder: Path, tmp_path: Path
+) -> None:
+    own = said(encoder_folder, tmp_path / "own", "prefix", "prompt")
+    assert "The classification head: the same first weights" in own
+    assert "reads the first virtual token under prompt tuning" in own
+    mean = said(encoder_folder, tmp_path / "mean", "prefix", "prompt", head_pooling="mean")
+    assert "The classification head: on the mean of the tokens, the same first weights" in mean
+    assert "the mean that the head reads is of the text's tokens" in mean
+    assert "first virtual token" not in mean

@@ -64,29 +64,46 @@ def test_nine_pairs_of_task_and_method_are_tested():
     assert len(CASES) == 9
 
 
+def loss_of(job: Job, folder: Path, model: Any) -> float:
+    """The artefact's loss on the validation rows, on a base with another head."""
+    shared = job.setting
+    ready = serving.loaded(job, folder, model)
+    saved = serving.systems.load_prepared(shared.prepared, "validation")
+    if ready.probe is not None:
+        rows = read_examples(shared.prepared, "validation", shared.task)
+        features = serving.scoring.features(model, rows.input_ids, 8, what="")
+        found = ready.probe.log_probabilities(features)
+        return float(-found[np.arange(len(rows)), rows.labels].mean())
+    if ready.prefix is not None:
+        attach(ready.model, ready.prefix)
+    rows_of = ClassificationRows if shared.task == "classification" else GenerationRows
+    with torch.no_grad():
+        pieces = [batch_loss(ready.model, batch) for batch in validation_batches(rows_of(saved, pad=0))]
+    return sum(float(piece.total) for piece in pieces) / sum(piece.targets for piece in pieces)
+
+
+@pytest.mark.parametrize("name", ["prefix", "lora", "prompt", "ptuning"])
+def test_with_a_head_on_the_mean_every_method_trains_that_head(
+    encoder_folder: Path, tmp_path: Path, name: str
+):
+    shared = setting(tmp_path / "c", encoder_folder, "classification", head_pooling="mean")
+    job = job_for(shared, name)
+    folder, record = run(job, tmp_path)
+    model = base_model.load(shared.resolve(), shared.task, labels=shared.labels, pooling="mean", seed=7)
+    assert loss_of(job, folder, model) == pytest.approx(record["validation_loss"], abs=1e-5)
+    assert record["head_parameters"] == 3 * 32 + 3
+    serving.score(job, folder)
+    assert (folder / "scored" / "content" / "rows.parquet").exists()
+
+
 @pytest.mark.parametrize(("task", "name"), CASES)
 def test_the_artefact_on_disk_has_the_validation_loss_that_was_recorded(
     settings: dict[Task, Setting], trained: Any, task: Task, name: str
 ):
     shared = settings[task]
-    job = job_for(shared, name)
     folder, record = trained[task, name]
     model = base_model.load(shared.resolve(), task, labels=shared.labels, seed=7)
-    ready = serving.loaded(job, folder, model)
-    saved = serving.systems.load_prepared(shared.prepared, "validation")
-    if ready.probe is not None:
-        rows = read_examples(shared.prepared, "validation", task)
-        features = serving.scoring.features(model, rows.input_ids, 8, what="")
-        found = ready.probe.log_probabilities(features)
-        loss = float(-found[np.arange(len(rows)), rows.labels].mean())
-    else:
-        if ready.prefix is not None:
-            attach(ready.model, ready.prefix)
-        rows_of = ClassificationRows if task == "classification" else GenerationRows
-        with torch.no_grad():
-            pieces = [batch_loss(ready.model, batch) for batch in validation_batches(rows_of(saved, pad=0))]
-        loss = sum(float(piece.total) for piece in pieces) / sum(piece.targets for piece in pieces)
-    assert loss == pytest.approx(record["validation_loss"], abs=1e-5)
+    assert loss_of(job_for(shared, name), folder, model) == pytest.approx(record["validation_loss"], abs=1e-5)
     files = list((folder / RESULT / "content" / ARTEFACT).iterdir())
     assert record["artefact_bytes"] == sum(file.stat().st_size for file in files)
     assert not (folder / "checkpoints").exists()

@@ -61,10 +61,28 @@ def _lines(out: Path, system: str) -> dict[str, dict[str, Any]]:
 def test_the_prefixs_lines_are_those_of_one_row_at_a_time(
     texts: World, scored_texts: tuple[Path, Any]
 ) -> None:
-    model = base_model.load(texts.base, "classification", labels=LABELS)
-    prefix, head = load_adapter(texts.adapter, model)
+    _compare_one_by_one(texts, texts.adapter, _lines(scored_texts[0], "prefix"))
+
+
+def test_heads_that_read_different_states_are_each_scored_as_they_read(texts: World, tmp_path: Path) -> None:
+    mean = evaluation_world.adapter(
+        tmp_path / "mean", texts.base, "classification", labels=LABELS, pooling="mean"
+    )
+    out = tmp_path / "out"
+    texts.evaluate(out, adapter=mean, champion=texts.champion(texts.adapter))
+    _compare_one_by_one(texts, mean, _lines(out, "prefix"), pooling="mean")
+    _compare_one_by_one(texts, texts.adapter, _lines(out, "champion"))
+    out = tmp_path / "turned"
+    texts.evaluate(out, champion=texts.champion(mean))
+    _compare_one_by_one(texts, mean, _lines(out, "champion"), pooling="mean")
+
+
+def _compare_one_by_one(
+    texts: World, adapter: Path, lines: dict[str, dict[str, Any]], *, pooling: Any = None
+) -> None:
+    model = base_model.load(texts.base, "classification", labels=LABELS, pooling=pooling)
+    prefix, head = load_adapter(adapter, model)
     install_head(model, head)
-    lines = _lines(scored_texts[0], "prefix")
     rows = load_prepared(texts.prepared, "test")
     assert len(lines) == len(rows) > 20
     with torch.no_grad(), attach(model, prefix):

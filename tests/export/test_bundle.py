@@ -473,6 +473,22 @@ def test_a_prefix_that_peft_has_not_is_given_out_as_a_bundle_only(made: World, t
     shutil.rmtree(made.root / "bart")
 
 
+def test_a_head_on_the_mean_is_given_out_as_a_bundle_that_serves_only(made: World, tmp_path: Path) -> None:
+    base = mlflow_world.base_record(tiny.tiny_encoder(made.root / "mean"), made.root)
+    adapter = mlflow_world.adapter(
+        base, "classification", made.root, tmp_path / "made/adapter", pooling="mean"
+    )
+    world.register(made.registry, adapter, base, name="means")
+    out = tmp_path / "out"
+    done = made.run("export", "means", "--format", "peft", "--out", str(out), expect=1)
+    assert "means version 1: PEFT has no head on the mean of the tokens; --format bundle" in done.stderr
+    assert not out.exists()
+    made.run("export", "means", "--out", str(out))
+    assert world.faults(out) == set()
+    assert "or no such head; prefixline loads it" in (out / "README.md").read_text()
+    shutil.rmtree(made.root / "mean")
+
+
 def test_an_adapter_with_a_file_of_a_bundles_own_name_is_refused(made: World, tmp_path: Path) -> None:
     adapter = tmp_path / "made/adapter"
     shutil.copytree(made.unsigned, adapter, ignore=lambda _, names: [n for n in names if n not in ADAPTER])

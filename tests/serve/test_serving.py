@@ -32,13 +32,16 @@ KEY = "1" * 64
 class World:
     """A workspace with a base, an adapter on it, and its record."""
 
-    def __init__(self, root: Path, task: str, build: Callable[[Path], Path] | None = None) -> None:
+    def __init__(
+        self, root: Path, task: str, build: Callable[[Path], Path] | None = None, *, pooling: Any = None
+    ) -> None:
         self.root = root
         self.task = task
+        self.pooling = pooling
         build = build or (tiny.tiny_encoder if task == "classification" else tiny.tiny_decoder)
         build(root / "models" / "base")
         self.base = mlflow_world.base_record(root / "models" / "base", root)
-        self.adapter = mlflow_world.adapter(self.base, task, root, root / "adapter")
+        self.adapter = mlflow_world.adapter(self.base, task, root, root / "adapter", pooling=pooling)
 
     def record(self, run_id: str = "6" * 32, **changes: Any) -> Any:
         return mlflow_world.record(self.adapter, run_id, KEY, self.base, self.task, **changes)
@@ -51,7 +54,7 @@ class World:
         params = BaseModelParams(source=self.base["source"], digest=self.base["digest"])
         found = base_model.resolve("tiny", params, self.root)
         labels = LABELS if self.task == "classification" else None
-        model = base_model.load(found, self.task, labels=labels)
+        model = base_model.load(found, self.task, labels=labels, pooling=self.pooling)
         prefix, head = load_adapter(self.adapter, model)
         install_head(model, head)
         return model, prefix, base_model.tokenizer(found)
@@ -74,9 +77,16 @@ def answerer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return World(tmp_path_factory.mktemp(request.param), "generation", build)
 
 
-def test_probabilities_are_those_of_each_text_alone(classifier: World) -> None:
-    model, prefix, tokenizer = classifier.model()
-    frame = classifier.predictor()(TEXTS)
+@pytest.fixture(scope="module")
+def mean_classifier(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("mean"), "classification", pooling="mean")
+
+
+@pytest.mark.parametrize("which", ["classifier", "mean_classifier"])
+def test_probabilities_are_those_of_each_text_alone(request: pytest.FixtureRequest, which: str) -> None:
+    world: World = request.getfixturevalue(which)
+    model, prefix, tokenizer = world.model()
+    frame = world.predictor()(TEXTS)
     assert list(frame.columns) == ["label", *(f"probability.{label}" for label in LABELS)]
     for i, text in enumerate(TEXTS):
         ids = torch.tensor([tokenizer(text)["input_ids"]])
