@@ -206,8 +206,9 @@ class TrainingParams(_Section):
     encoders were trained to be read; null, what the architecture's own head reads (the first token of BERT, the last of a
     decoder). PEFT has no head on the mean.
 
-    `dropout` is the probability with which a step leaves out a number of the prefix, for all of its rows, and in each row a
-    number that the classification head reads; the frozen base drops nothing.
+    `dropout` is the probability with which a number of the prefix, and one that the classification head reads, is left out
+    of a row in a step; generation, which packs rows, leaves the same numbers of the prefix out of all rows of a step. The
+    frozen base drops nothing.
 
     `gradient_checkpointing` computes the layers twice instead of keeping what they made: less memory, more time,
     the same result. `dtype` is what the base multiplies matrices in while the prefix is trained; bfloat16 is faster

@@ -67,7 +67,7 @@ def not_equal(
             "merged into a copy of the base, it has the frozen base's."
         )
     if setting.training.dropout:
-        said.append(_own_dropout(setting.training.dropout, names))
+        said.append(_own_dropout(setting, names))
     if soft:
         said.append(
             f"Prompt tuning and P-tuning have as many virtual tokens as the prefix has positions ({setting.prefix.length}), "
@@ -104,9 +104,10 @@ def _dropout(probability: float) -> str:
     return f"dropout of {probability:g}" if probability else "no dropout"
 
 
-def _own_dropout(probability: float, names: Sequence[str]) -> str:
+def _own_dropout(setting: Setting, names: Sequence[str]) -> str:
     """What each method drops besides what its head reads."""
-    said = [f"the prefix drops its own numbers with probability {probability:g}, once for all rows of a step"]
+    rows = "in each row by itself" if setting.task == "classification" else "once for all rows of a step"
+    said = [f"the prefix drops its own numbers with probability {setting.training.dropout:g}, {rows}"]
     if "lora" in names:
         said.append("LoRA what its matrices read, each number by itself (PEFT's lora_dropout)")
     if "prompt" in names or "ptuning" in names:

@@ -23,7 +23,7 @@ from pipeline.evaluate.systems import read_examples
 from pipeline.prefix.lean import lean
 from pipeline.train import checkpoints, start_text, training
 from pipeline.train.batches import ClassificationRows, Rows, generation_rows
-from pipeline.train.dropout import InStep, step_seed
+from pipeline.train.dropout import InBatch, batch_seed
 from pipeline.train.training_loop import Loop
 
 
@@ -167,9 +167,9 @@ def _peft(job: Job, folder: Path, artefact: Path) -> dict[str, Any]:
     }
 
 
-def _dropped(adapted: peft_models.Adapted, seed: int) -> InStep:
+def _dropped(adapted: peft_models.Adapted, seed: int) -> InBatch:
     """PEFT's own dropout, besides what every method's head drops alike."""
-    return lambda step: adapted.in_training(step_seed(seed, step))
+    return lambda step, number, _: adapted.in_training(batch_seed(seed, step, number))
 
 
 def _probe(job: Job, folder: Path, artefact: Path) -> dict[str, Any]:

@@ -89,7 +89,7 @@ class Attachment:
             )
 
     def given(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """This pass's prefix for `layer`: keys [P, H, Dk] and values [P, H, Dv]."""
+        """This pass's prefix for `layer`, as `Source.given` says."""
         if not self._layers:
             raise PrefixError(
                 f"layer {layer} was called on its own; call {type(self._anatomy.base).__name__} or a model around it"
@@ -196,7 +196,10 @@ def attach(model: PreTrainedModel, prefix: Prefix) -> Attachment:
 
 
 def layers_of(prefix: Prefix, model: PreTrainedModel) -> Layers:
-    """For each layer the prefix's keys [P, H, Dk] and values [P, H, Dv], in the model's dtype and on its device."""
+    """For each layer the prefix's keys [P, H, Dk] and values [P, H, Dv], in the model's dtype and on its device.
+
+    [B, P, H, …] where rows see numbers of their own (`Prefix.multiplied`).
+    """
     weight = next(model.parameters())
     rows = prefix.key_values().to(device=weight.device, dtype=weight.dtype)
     return prefix.shape.per_layer(rows)

@@ -69,8 +69,7 @@ class SeveralAttachment(Attachment):
         self.rows = tuple(rows)
         self._used = [self.prefixes[row] for row in used]
         # Rows without a prefix are given an empty one behind those that are used.
-        places = [len(used) if row is None else used.index(row) for row in rows]
-        self._places = torch.tensor(places, device=device)
+        self._which = [len(used) if row is None else used.index(row) for row in rows]
         self._row_lengths = torch.tensor(lengths, device=device)[:, None]
         width = max(lengths, default=0)
         self._columns.length = width
@@ -117,10 +116,21 @@ class SeveralAttachment(Attachment):
 
     def _of_this_pass(self) -> Layers:
         weight = next(self.model.parameters())
-        rows = [prefix.key_values() for prefix in self._used]  # [P, S]
-        rows.append(weight.new_zeros(0, self._shape.size))
+        numbers = [prefix.key_values() for prefix in self._used]  # [P, S], or [its rows, P, S]
+        numbers.append(weight.new_zeros(0, self._shape.size))
+        starts: list[int] = []
+        given: list[torch.Tensor] = []
+        for one in numbers:
+            starts.append(len(given))
+            given += [one] if one.dim() == 2 else list(one)
+        taken = [0] * len(numbers)
+        places = []
+        for which in self._which:
+            places.append(starts[which] + taken[which])
+            taken[which] += numbers[which].dim() == 3  # the next of its rows sees the next of its numbers
+        self._places = torch.tensor(places, device=weight.device)
         padded = pad_sequence(
-            [row.to(device=weight.device, dtype=weight.dtype) for row in rows],
+            [one.to(device=weight.device, dtype=weight.dtype) for one in given],
             batch_first=True,
             padding_side="left",
         )

@@ -120,13 +120,20 @@ class Prefix(nn.Module):
             nn.init.zeros_(self.spread.bias)
 
     def key_values(self) -> torch.Tensor:
-        """The prefix's numbers, [P, S] (see `PrefixShape.per_layer`); gradients reach the parameters."""
+        """The prefix's numbers, [P, S] (see `PrefixShape.per_layer`); gradients reach the parameters.
+
+        In a block of `multiplied` with factors for each row they are [B, P, S].
+        """
         rows: torch.Tensor = self.vectors if self.projection is None else self.spread(self._hidden())
         return rows if self._factors is None else rows * self._factors
 
     @contextmanager
     def multiplied(self, factors: torch.Tensor) -> Iterator[None]:
-        """Inside the block the numbers are those of the parameters times `factors` [P, S], as dropout wants them."""
+        """Inside the block the numbers are those of the parameters times `factors`, as dropout wants them.
+
+        Args:
+            factors: [P, S]; or [B, P, S] for rows that each see numbers of their own, in passes of just these rows.
+        """
         self._factors = factors
         try:
             yield

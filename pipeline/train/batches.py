@@ -92,6 +92,11 @@ class SourceTargetBatch:
 AnyBatch = Batch | PackedRows | SourceTargetBatch
 
 
+def examples_of(batch: AnyBatch) -> torch.Tensor | None:
+    """The number of each row's example in its split, [B]; None where rows are no examples."""
+    return batch.examples if isinstance(batch, Batch) else None
+
+
 class Rows(Protocol):
     """A split as the training loop sees it."""
 

@@ -3,9 +3,9 @@
 Li & Liang's code has the first as `prefix_dropout`, transformers the second as `classifier_dropout`. The base drops
 nothing: it is frozen, in evaluation mode, and could not adapt to it.
 
-What the prefix drops follows from the seed and the step's number alone and is the same for all rows, which share it;
-what the head drops of a row, from the seed, the step and the row's example. So a resumed training drops the same again,
-and the pieces of a step, several processes or a fleet drop as one batch does.
+What is dropped of a row follows from the seed, the step's number and the row's example alone. So a resumed training
+drops the same again, and the pieces of a step, several processes or a fleet drop as one batch does. Where rows are no
+examples (generation packs several into one row, behind one prefix) the prefix drops the same for all rows of a step.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ from torch import nn
 
 from pipeline.prefix.tuning import Prefix
 
-InStep = Callable[[int], AbstractContextManager[None]]
-"""Given a step's number (from 1): what is in force while its losses and gradients are computed."""
+InBatch = Callable[[int, int, torch.Tensor | None], AbstractContextManager[None]]
+"""Given a step's number (from 1), a batch's number in it (from 0) and its rows' examples ([B]; None where rows are none):
+what is in force while the batch's loss and gradients are computed."""
 
 
-def nothing(_: int) -> AbstractContextManager[None]:
-    """Nothing is dropped in any step."""
+def nothing(*_: Any) -> AbstractContextManager[None]:
+    """Nothing is dropped in any batch."""
     return nullcontext()
 
 
 @dataclass(frozen=True)
 class PrefixDropout:
-    """Each of the prefix's keys and values is zero in a step with `probability`, the others are divided by 1 − it.
+    """Each of the keys and values that a row sees is zero with `probability`, the others are divided by 1 − it.
 
     With a projection that is what the projection makes of its parameters.
 
@@ -44,12 +45,20 @@ class PrefixDropout:
     seed: int
     prefix: Prefix
 
-    def in_step(self, step: int) -> AbstractContextManager[None]:
-        """Inside the block the prefix drops."""
+    def of(self, step: int, examples: torch.Tensor | None) -> AbstractContextManager[None]:
+        """Inside the block the prefix drops.
+
+        Args:
+            examples: of the rows that are to see it, [B]; None drops the same for any rows.
+        """
         if not self.probability:
             return nullcontext()
-        like = self.prefix.key_values()
-        return self.prefix.multiplied(_factors(self.probability, (self.seed, step, 0), like))
+        like = self.prefix.key_values()  # [P, S]
+        draw = (self.seed, step, 0)
+        if examples is None:
+            return self.prefix.multiplied(_factors(self.probability, draw, like))
+        rows = [_factors(self.probability, (*draw, example), like) for example in examples.tolist()]
+        return self.prefix.multiplied(torch.stack(rows))
 
 
 @dataclass(frozen=True)
@@ -111,6 +120,6 @@ def head_layers(model: nn.Module, head: Mapping[str, nn.Parameter]) -> list[nn.L
     ]
 
 
-def step_seed(seed: int, step: int) -> int:
-    """Of a step's own draws, for a generator of torch's."""
-    return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0])
+def batch_seed(seed: int, step: int, number: int) -> int:
+    """Of the draws of a step's batch `number`, for a generator of torch's."""
+    return int(np.random.SeedSequence((seed, step, number)).generate_state(1, np.uint64)[0])

@@ -27,7 +27,7 @@ from pipeline.prefix.packing import PackedRows
 from pipeline.prefix.several import Head, SeveralAttachment, attach_several, check_head, part_of, worn
 from pipeline.prefix.tuning import Prefix
 from pipeline.train import checkpoints
-from pipeline.train.batches import AnyBatch, Rows, validation_batches
+from pipeline.train.batches import AnyBatch, Rows, examples_of, validation_batches
 from pipeline.train.dropout import HeadDropout, PrefixDropout, head_layers
 from pipeline.train.fleet_checkpoints import FleetCheckpoints, identity
 from pipeline.train.initialisation import check_pooling
@@ -215,9 +215,10 @@ class _Member(Loop):
         layers = head_layers(model, head_parameters(model))
         self._head_dropout = HeadDropout(params.dropout, params.seed, layers)
 
-    def dropped_prefix(self) -> AbstractContextManager[None]:
-        """Inside the block the prefix drops what it does in the step under way."""
-        return self._prefix_dropout.in_step(self.counters.step + 1)
+    def dropped_prefix(self, batches: Sequence[AnyBatch]) -> AbstractContextManager[None]:
+        """Inside the block the prefix drops what it does of the rows of `batches` in the step under way."""
+        examples = [found for batch in batches if (found := examples_of(batch)) is not None]
+        return self._prefix_dropout.of(self.counters.step + 1, torch.cat(examples) if examples else None)
 
     def ending(self) -> Ending | None:
         return None if self.error is not None else super().ending()
@@ -254,16 +255,13 @@ class _Fleet:
         for piece in pieces:
             targets[piece.owner] += len(piece.batch.targets)
         losses = dict.fromkeys(active, 0.0)
-        with ExitStack() as dropped:
-            for i in active:
-                dropped.enter_context(self._members[i].dropped_prefix())
-            for part in _passes(pieces, self._tokens):
-                found = self._losses(part, training=True)
-                # By the targets of each member's own step, as in a training alone.
-                shares = [loss.total / targets[piece.owner] for piece, loss in zip(part, found, strict=True)]
-                torch.stack(shares).sum().backward()  # type: ignore[no-untyped-call]
-                for piece, share in zip(part, shares, strict=True):
-                    losses[piece.owner] += share.item()
+        for part in _passes(pieces, self._tokens):
+            found = self._losses(part, training=True)
+            # By the targets of each member's own step, as in a training alone.
+            shares = [loss.total / targets[piece.owner] for piece, loss in zip(part, found, strict=True)]
+            torch.stack(shares).sum().backward()  # type: ignore[no-untyped-call]
+            for piece, share in zip(part, shares, strict=True):
+                losses[piece.owner] += share.item()
         for i in active:
             try:
                 self._members[i].end_step(losses[i], targets[i], began)
@@ -287,11 +285,15 @@ class _Fleet:
                 self._members[i].error = error
 
     def _losses(self, pieces: Sequence[_Piece], *, training: bool) -> list[BatchLoss]:
-        """The loss of each piece, from one pass for all of them; in training with its head's dropout."""
+        """The loss of each piece, from one pass for all of them; in training with its member's dropout."""
         attached = self._attached
         model = attached.model
         attached.assign([piece.owner for piece in pieces for _ in range(len(piece.batch.input_ids))])
-        outputs = attached.run(**_inputs(model, [piece.batch for piece in pieces]))
+        with ExitStack() as dropping:
+            for owner in {piece.owner for piece in pieces} if training else ():
+                batches = [piece.batch for piece in pieces if piece.owner == owner]
+                dropping.enter_context(self._members[owner].dropped_prefix(batches))
+            outputs = attached.run(**_inputs(model, [piece.batch for piece in pieces]))
         losses, start = [], 0
         for piece in pieces:
             rows, width = piece.batch.input_ids.shape

@@ -240,6 +240,7 @@ class _Job:
         groups = {"prefix": dict(prefix.named_parameters()), "head": head_parameters(self.model)}
         params = self.training_params
         recompute = params.gradient_checkpointing
+        dropping = PrefixDropout(params.dropout, params.seed, prefix)
         with _trainable(groups["head"]), attach(self.model, prefix), lean(self.model, recompute=recompute):
             install_head(self.model, begun.head)
             loop = Loop(
@@ -253,7 +254,7 @@ class _Job:
                 on_curve=on_curve,
                 unit="tokens" if self.task == "generation" else "examples",
                 group=self.group,
-                dropped=PrefixDropout(params.dropout, params.seed, prefix).in_step,
+                dropped=lambda step, _, examples: dropping.of(step, examples),
             )
             stopped = loop.run()
         for rank, after in enumerate(self.group.gather(weights_digest(self.model))):

@@ -30,7 +30,15 @@ from pipeline.digest import tensors_digest
 from pipeline.errors import NonFiniteLossError, TrainingError, TrainingInterruptedError
 from pipeline.params import TrainingParams
 from pipeline.train import checkpoints, dropout
-from pipeline.train.batches import AnyBatch, Batch, Indices, Rows, epoch_steps, part_of, validation_batches
+from pipeline.train.batches import (
+    AnyBatch,
+    Indices,
+    Rows,
+    epoch_steps,
+    examples_of,
+    part_of,
+    validation_batches,
+)
 from pipeline.train.interruption import SIGNALS, Interruption
 from pipeline.train.losses import batch_loss
 from pipeline.train.plan import Plan
@@ -78,7 +86,7 @@ class Loop:
         identity: digest of all that decides the result; a checkpoint of another is refused.
         on_curve: told each line of the curves as it is written, in the process that writes.
         group: the processes that train together; they must have been given equal arguments.
-        dropped: what a step drops besides what the head reads.
+        dropped: what is dropped besides what the head reads.
     """
 
     def __init__(
@@ -94,7 +102,7 @@ class Loop:
         on_curve: OnCurve | None,
         unit: str,
         group: ProcessGroup = ALONE,
-        dropped: dropout.InStep = dropout.nothing,
+        dropped: dropout.InBatch = dropout.nothing,
     ) -> None:
         self.counters = Counters()
         self.plan = Plan.of(params, len(rows.lengths))
@@ -172,12 +180,12 @@ class Loop:
         began = time.monotonic()
         batches = self.begin_step()
         loss, targets = 0.0, 0.0
-        with self._dropped(self.counters.step + 1):
-            for batch in batches:
-                with self.dropped_head(batch):
-                    piece = batch_loss(self._model, batch, self._params.dtype)
-                    piece.total.backward()  # type: ignore[no-untyped-call]
-                loss, targets = loss + piece.total.item(), targets + piece.targets
+        for number, batch in enumerate(batches):
+            dropped = self._dropped(self.counters.step + 1, number, examples_of(batch))
+            with dropped, self.dropped_head(batch):
+                piece = batch_loss(self._model, batch, self._params.dtype)
+                piece.total.backward()  # type: ignore[no-untyped-call]
+            loss, targets = loss + piece.total.item(), targets + piece.targets
         loss, targets = self._added([loss, targets], self._gradients())
         # By the targets of the whole step: so pieces, of one process or of several, add up to what one batch gives.
         loss /= targets
@@ -195,8 +203,7 @@ class Loop:
 
     def dropped_head(self, batch: AnyBatch) -> AbstractContextManager[None]:
         """Inside the block the head drops what it does of `batch` in the step under way."""
-        examples = batch.examples if isinstance(batch, Batch) else None
-        return self._head_dropout.of(self.counters.step + 1, examples)
+        return self._head_dropout.of(self.counters.step + 1, examples_of(batch))
 
     def end_step(self, loss: float, targets: float, began: float) -> float:
         """Take the step that the gradients ask for; returns targets a second.

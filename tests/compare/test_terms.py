@@ -33,7 +33,7 @@ def test_with_dropout_it_says_what_each_method_drops(
 ) -> None:
     text = said(encoder_folder, tmp_path, "prefix", *others, dropout=0.25)
     assert "dropout of 0.25 of what it reads" in text
-    assert "the prefix drops its own numbers with probability 0.25" in text
+    assert "the prefix drops its own numbers with probability 0.25, in each row by itself" in text
     assert ("lora_dropout" in text) == ("lora" in others)
     assert ("the soft prompts nothing of their own" in text) == ("prompt" in others)
 

@@ -54,9 +54,12 @@ def test_every_family_of_the_table_is_tested() -> None:
 
 
 def in_the_same_dtype(model: Any) -> tuple[Any, float]:
-    """In float64 and a tolerance; in float32 where eager attention would turn float64's least number to infinity."""
+    """In float64 and a tolerance; in float32 where eager attention would turn float64's least number to infinity.
+
+    Qwen3-Next computes its linear attention in float32 whatever its weights are.
+    """
     if model.config._attn_implementation == "sdpa":
-        return model.double(), TOLERANCE
+        return model.double(), 10 * TOLERANCE if model.config.model_type == "qwen3_next" else TOLERANCE
     return model, 10 * TOLERANCE
 
 

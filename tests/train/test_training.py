@@ -332,7 +332,7 @@ def test_dropout_in_training_is_a_plain_loop_whose_prefix_and_head_weights_are_m
         for row, label in enumerate(rows["label"][:]):
             factors: list[Any] = [1.0] * len(own)
             if step is not None:
-                factors[0] = mask(prefix.vectors.shape, step, 0)
+                factors[0] = mask(prefix.vectors.shape, step, 0, row)
                 factors[1:] = [
                     mask(weight[0].shape, step, 1, row) if p is weight else 1.0 for p in head.values()
                 ]
