@@ -160,7 +160,8 @@ class PrefixParams(_Section):
     `initialisation: version` goes on from a registered version, of this base and length: from `version`, written
     NAME:NUMBER or NAME@STAGE, or, where that is null, from this prefix's own version in production; while there
     is none, from random vectors, or from `text` or `text_from` where one of them is given. `initialisation: adapter`
-    does so from the folder `adapter`, ours or PEFT's, relative to the workspace. The classification head comes along where the labels are the same; otherwise it starts new.
+    does so from the folder `adapter`, ours or PEFT's, relative to the workspace. The classification head comes along where
+    the labels and what it reads (`training.head_pooling`) are the same; otherwise it starts new.
 
     `projection` is the hidden width of the reparameterisation MLP (Li & Liang 2021, section 4.3); null trains the
     vectors directly.

@@ -81,6 +81,8 @@ def _accepted(field: dict[str, Any]) -> str:
         return " or ".join(dict.fromkeys(_accepted(part) for part in field["anyOf"]))
     if "enum" in field:
         return " or ".join(map(str, field["enum"]))
+    if "const" in field:
+        return str(field["const"])
     kind = {"array": "list", "object": "mapping"}.get(field.get("type", ""), field.get("type", "anything"))
     bounds = {
         "minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<", "pattern": "like",

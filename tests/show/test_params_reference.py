@@ -41,6 +41,7 @@ def test_a_section_is_yaml_that_says_the_defaults(place: str, section: type[Base
 def test_every_key_says_what_it_takes_and_whether_it_must_be_there() -> None:
     training, entry = block("prefixes.NAME.training"), block("prefixes.NAME")
     assert "max_steps: null                      # integer ≥ 1 or null" in training
+    assert "head_pooling: null                   # mean or null" in training
     assert 'schedule: "linear"                   # constant or linear or cosine' in training
     assert "data:                                # required; mapping, see below" in entry
     assert set(YAML(typ="safe").load(entry)) == set(PrefixEntry.model_fields)
