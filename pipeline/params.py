@@ -209,7 +209,8 @@ class TrainingParams(_Section):
 
     `dropout` is the probability with which a number of the prefix, and one that the classification head reads, is left out
     of a row in a step; generation, which packs rows, leaves the same numbers of the prefix out of all rows of a step. The
-    frozen base drops nothing.
+    frozen base drops nothing. Where each row drops by itself, memory grows with rows times the prefix's numbers;
+    `gradient_accumulation` bounds it.
 
     `gradient_checkpointing` computes the layers twice instead of keeping what they made: less memory, more time,
     the same result. `dtype` is what the base multiplies matrices in while the prefix is trained; bfloat16 is faster

@@ -245,8 +245,9 @@ def load(
         raise BaseModelError(
             f"{base.folder}: transformers cannot load it for {task}: {type(error).__name__}: {error}"
         ) from error
-    _refuse_misfit(model, report, base)
-    if task == "classification" and pooling == "mean":
+    mean = task == "classification" and pooling == "mean"
+    _refuse_misfit(model, report, base, unread=("pooler",) if mean else ())
+    if mean:
         from pipeline.base.mean_pooled import MeanPooledForSequenceClassification
 
         model = MeanPooledForSequenceClassification(model.base_model)
@@ -305,10 +306,20 @@ def _refuse_incomplete(config: Any, base: ResolvedBase) -> None:
             )
 
 
-def _refuse_misfit(model: PreTrainedModel, report: Mapping[str, Any], base: ResolvedBase) -> None:
-    """transformers only warns of parameters it had to invent, cut to another shape, or leave out."""
+def _refuse_misfit(
+    model: PreTrainedModel, report: Mapping[str, Any], base: ResolvedBase, *, unread: Sequence[str]
+) -> None:
+    """transformers only warns of parameters it had to invent, cut to another shape, or leave out.
+
+    Args:
+        unread: modules that may be missing.
+    """
     head = head_parameters(model).keys()
-    problems = [f"{name}: missing" for name in sorted(set(report["missing_keys"]) - head)]
+    problems = [
+        f"{name}: missing"
+        for name in sorted(set(report["missing_keys"]) - head)
+        if not set(unread) & set(name.split("."))
+    ]
     problems += [
         f"{name}: shape {list(stored)} in the file, {list(wanted)} by {CONFIG}"
         for name, stored, wanted in sorted(report["mismatched_keys"])

@@ -17,7 +17,8 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 class MeanPooledForSequenceClassification(PreTrainedModel):  # type: ignore[misc]
     """A backbone and one linear layer on the mean of its last states.
 
-    The layer is called otherwise than the heads of transformers, so that neither is ever taken for the other.
+    The layer is called otherwise than the heads of transformers, so that neither is ever taken for the other. A pooler of
+    the backbone, which nothing would read, is taken out of it.
     """
 
     base_model_prefix = "backbone"
@@ -26,17 +27,30 @@ class MeanPooledForSequenceClassification(PreTrainedModel):  # type: ignore[misc
 
     def __init__(self, backbone: PreTrainedModel) -> None:
         super().__init__(backbone.config)
+        if getattr(backbone, "pooler", None) is not None:
+            backbone.pooler = None
         self.backbone = backbone
-        width = backbone.config.get_text_config().hidden_size
+        config = backbone.config.get_text_config()
+        # OPT's states come out as wide as its words.
+        width = getattr(config, "word_embed_proj_dim", None) or config.hidden_size
         self.mean_classifier = nn.Linear(width, backbone.config.num_labels)
+
+    def get_correct_experts_implementation(self, requested: str | None) -> str | None:
+        """Whatever the backbone, which has the experts, has settled on."""
+        return requested
 
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutput:
-        """Logits [B, labels] of tokens [B, N], or of `inputs_embeds` [B, N, hidden]; padding does not count, nor a cache."""
+        """Logits [B, labels] of tokens [B, N], or of `inputs_embeds` [B, N, hidden]; padding does not count, nor a cache.
+
+        With `labels` [B] their cross-entropy, too, averaged over the rows. A row without tokens has no mean: its logits are NaN.
+        """
+        kwargs["return_dict"] = True
         states = self.backbone(
             input_ids=input_ids, attention_mask=attention_mask, **kwargs
         ).last_hidden_state  # [B, N, hidden]
@@ -44,7 +58,9 @@ class MeanPooledForSequenceClassification(PreTrainedModel):  # type: ignore[misc
             mean = states.mean(1)
         else:
             mean = mean_of_tokens(states, attention_mask[:, -states.shape[1] :])
-        return SequenceClassifierOutput(logits=self.mean_classifier(mean))
+        logits = self.mean_classifier(mean)
+        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        return SequenceClassifierOutput(loss=loss, logits=logits)
 
 
 def mean_of_tokens(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -116,8 +116,9 @@ def put_on(
             rank = lora_rank or nearest_rank(model, prefix, targets)
             # Scaled by 1: with AdamW, lora_alpha / r does what the learning rate does, which is tuned.
             config: Any = peft.LoraConfig(
-                r=rank, lora_alpha=rank, lora_dropout=dropout, target_modules=targets, **common
-            )
+                r=rank, lora_alpha=rank, lora_dropout=dropout, target_modules=targets,
+                exclude_modules=_head_layers(model), **common,
+            )  # fmt: skip
         elif name == "prompt":
             config = peft.PromptTuningConfig(prompt_tuning_init="SAMPLE_VOCAB", **virtual, **common)
         else:
@@ -125,7 +126,8 @@ def put_on(
             config = peft.PromptEncoderConfig(encoder_hidden_size=width, **virtual, **common)
         wrapped = _wrapped(model, config)
     if name == "lora":
-        details = {"rank": rank, "alpha": rank, "targets": sorted(wrapped.active_peft_config.target_modules)}
+        targeted = {name.rpartition(".")[2] for name in wrapped.base_model.targeted_module_names}
+        details = {"rank": rank, "alpha": rank, "targets": sorted(targeted)}
     elif name == "prompt":
         details = {"virtual_tokens": prefix.length, "start": "vocabulary" if start_tokens is None else "text"}
         if start_tokens is not None:
@@ -153,7 +155,7 @@ def nearest_rank(model: PreTrainedModel, prefix: PrefixParams, targets: Any) -> 
     import peft
 
     wanted = prefix_parameters(model, prefix)
-    probe = _wrapped(model, peft.LoraConfig(r=1, target_modules=targets))
+    probe = _wrapped(model, peft.LoraConfig(r=1, target_modules=targets, exclude_modules=_head_layers(model)))
     each: int = sum(p.numel() for name, p in probe.named_parameters() if "lora_" in name)
     probe.unload()
     return max(1, round(wanted / each))
@@ -200,6 +202,11 @@ def _is_lora(wrapped: Any) -> bool:
 def _head_modules(model: PreTrainedModel) -> list[str]:
     """The modules of the head as PEFT names them."""
     return sorted({name.split(".")[0] for name in head_parameters(model)})
+
+
+def _head_layers(model: PreTrainedModel) -> list[str]:
+    """The layers of the head, which is trained itself."""
+    return sorted({name.rpartition(".")[0] for name in head_parameters(model)})
 
 
 def _lora_targets(model: PreTrainedModel) -> Any:

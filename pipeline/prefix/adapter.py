@@ -160,8 +160,6 @@ def load_adapter(
     config = _read_config(folder / CONFIG)
     tensors, metadata = _read_weights(folder / WEIGHTS)
     problems = _config_problems(config, found)
-    if not problems and head and config["modules_to_save"]:
-        problems += _pooling_problems(_facts(folder, config, metadata), model)
     if not problems:
         modules = config["modules_to_save"] or []
         expected: dict[str, tuple[int, ...]] = {_VECTORS: (config["num_virtual_tokens"], shape.size)}
@@ -172,6 +170,8 @@ def load_adapter(
             tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(owners)}
         problems += _difference(tensors, expected)
         problems += _value_problems(tensors)
+        if head and modules:
+            problems += _pooling_problems(metadata, model)
     if problems:
         raise AdapterError(f"{folder}: not an adapter for {type(model).__name__}: " + "; ".join(problems))
     prefix = Prefix(shape, config["num_virtual_tokens"])
@@ -189,10 +189,6 @@ def adapter_facts(folder: Path) -> AdapterFacts:
     if problems := _config_problems(config, None):
         raise AdapterError(f"{folder}: not an adapter: " + "; ".join(problems))
     _, metadata = _read_weights(folder / WEIGHTS)
-    return _facts(folder, config, metadata)
-
-
-def _facts(folder: Path, config: Mapping[str, Any], metadata: Mapping[str, str]) -> AdapterFacts:
     task = _TASKS[config["task_type"]]
     length, name = config["num_virtual_tokens"], config["base_model_name_or_path"] or ""
     if _FACTS not in metadata:
@@ -254,11 +250,17 @@ def _shape_problems(
     return _difference(head, expected)
 
 
-def _pooling_problems(facts: AdapterFacts, model: PreTrainedModel) -> list[str]:
-    if facts.pooling == (here := head_pooling(model)):
+def _pooling_problems(metadata: Mapping[str, str], model: PreTrainedModel) -> list[str]:
+    try:
+        trained = json.loads(metadata.get(_FACTS, "{}")).get("pooling")
+    except (ValueError, AttributeError) as error:
+        return [f"{WEIGHTS}: metadata {_FACTS!r} is not understood: {error}"]
+    if trained == (here := head_pooling(model)):
         return []
     said = {None: "what the architecture's own head reads", "mean": "the mean of the tokens"}
-    return [f"its head was trained on {said[facts.pooling]}; the model's reads {said[here]}: load it so"]
+    return [
+        f"its head was trained on {said.get(trained, repr(trained))}; the model's reads {said[here]}: load the base so"
+    ]
 
 
 def _difference(actual: Mapping[str, torch.Tensor], expected: Mapping[str, tuple[int, ...]]) -> list[str]:

@@ -198,7 +198,7 @@ def attach(model: PreTrainedModel, prefix: Prefix) -> Attachment:
 def layers_of(prefix: Prefix, model: PreTrainedModel) -> Layers:
     """For each layer the prefix's keys [P, H, Dk] and values [P, H, Dv], in the model's dtype and on its device.
 
-    [B, P, H, …] where rows see numbers of their own (`Prefix.multiplied`).
+    [B, P, H, …] where rows see numbers of their own (`Prefix.keeping`).
     """
     weight = next(model.parameters())
     rows = prefix.key_values().to(device=weight.device, dtype=weight.dtype)

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -118,23 +119,18 @@ class SeveralAttachment(Attachment):
         weight = next(self.model.parameters())
         numbers = [prefix.key_values() for prefix in self._used]  # [P, S], or [its rows, P, S]
         numbers.append(weight.new_zeros(0, self._shape.size))
-        starts: list[int] = []
-        given: list[torch.Tensor] = []
-        for one in numbers:
-            starts.append(len(given))
-            given += [one] if one.dim() == 2 else list(one)
-        taken = [0] * len(numbers)
-        places = []
+        blocks = [one if one.dim() == 3 else one[None] for one in numbers]
+        starts = [0, *accumulate(map(len, blocks))]
+        places, taken = [], [0] * len(blocks)
         for which in self._which:
             places.append(starts[which] + taken[which])
             taken[which] += numbers[which].dim() == 3  # the next of its rows sees the next of its numbers
         self._places = torch.tensor(places, device=weight.device)
-        padded = pad_sequence(
-            [one.to(device=weight.device, dtype=weight.dtype) for one in given],
-            batch_first=True,
-            padding_side="left",
-        )
-        return self._shape.per_layer(padded)
+        padded = [
+            nn.functional.pad(block, (0, 0, self._columns.length - block.shape[1], 0)).to(weight)
+            for block in blocks
+        ]
+        return self._shape.per_layer(torch.cat(padded))
 
     def _lengths(self) -> torch.Tensor:
         return self._row_lengths

@@ -109,7 +109,7 @@ class Prefix(nn.Module):
         self.shape = shape
         self.length = length
         self.projection = projection
-        self._factors: torch.Tensor | None = None
+        self._kept: tuple[torch.Tensor, float] | None = None
         if projection is None:
             self.vectors = nn.Parameter(torch.zeros(length, shape.size))
         else:
@@ -122,23 +122,27 @@ class Prefix(nn.Module):
     def key_values(self) -> torch.Tensor:
         """The prefix's numbers, [P, S] (see `PrefixShape.per_layer`); gradients reach the parameters.
 
-        In a block of `multiplied` with factors for each row they are [B, P, S].
+        In a block of `keeping` with a choice for each row they are [B, P, S].
         """
         rows: torch.Tensor = self.vectors if self.projection is None else self.spread(self._hidden())
-        return rows if self._factors is None else rows * self._factors
+        if self._kept is None:
+            return rows
+        which, scale = self._kept
+        return torch.where(which, rows * scale, torch.zeros((), dtype=rows.dtype, device=rows.device))
 
     @contextmanager
-    def multiplied(self, factors: torch.Tensor) -> Iterator[None]:
-        """Inside the block the numbers are those of the parameters times `factors`, as dropout wants them.
+    def keeping(self, which: torch.Tensor, scale: float) -> Iterator[None]:
+        """Inside the block some numbers are 0 and the others are times `scale`, as dropout wants them.
 
         Args:
-            factors: [P, S]; or [B, P, S] for rows that each see numbers of their own, in passes of just these rows.
+            which: True for those that are kept, [P, S]; or [B, P, S] for rows that each see numbers of their own, in passes
+                of just these rows.
         """
-        self._factors = factors
+        self._kept = which, scale
         try:
             yield
         finally:
-            self._factors = None
+            self._kept = None
 
     @torch.no_grad()
     def init_random(

@@ -75,7 +75,7 @@ class Predictor:
         """One row per text: for classification `label` and `probability.LABEL` for each; else `text`.
 
         Raises:
-            PrefixError: a text is not a string, or does not fit the base's window beside the prefix.
+            PrefixError: a text is not a string, has no tokens, or does not fit the base's window beside the prefix.
         """
         import pandas as pd
 
@@ -137,6 +137,8 @@ class Predictor:
             )
 
     def _fitting(self, i: int, text: str, encoded: Encoded) -> list[int]:
+        if not encoded.input_ids:
+            raise PrefixError(f"row {i}: {text!r} has no tokens; expected a text")
         if encoded.length <= self._encoder.limit:
             return encoded.input_ids
         if self._truncate:

@@ -20,6 +20,7 @@ from pipeline.base.base_model import ResolvedBase
 from pipeline.digest import digest, sha256_file
 from pipeline.errors import BaseModelError, IntegrityError
 from pipeline.params import BaseModelParams
+from tests.prefix import models
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 OFFLINE_ERROR = "cannot be used offline"
@@ -358,12 +359,48 @@ def test_a_head_on_the_mean_is_drawn_from_the_seed_and_the_backbone_is_the_files
     assert not any(parameter.requires_grad for parameter in first.parameters())
     assert not first.training
     plain = AutoModel.from_pretrained(encoder).state_dict()
-    assert plain.keys() == first.backbone.state_dict().keys()
+    unread = {"pooler.dense.weight", "pooler.dense.bias"}
+    assert plain.keys() - unread == first.backbone.state_dict().keys()
     assert all(torch.equal(tensor, plain[name]) for name, tensor in first.backbone.state_dict().items())
     before = base_model.weights_digest(first)
     with torch.no_grad():
         first.mean_classifier.weight.add_(1)
     assert base_model.weights_digest(first) == before
+
+
+def test_a_base_saved_without_a_pooler_is_read_by_the_mean_of_its_tokens_only(encoder: Path) -> None:
+    AutoModel.from_pretrained(encoder, add_pooling_layer=False).save_pretrained(encoder)
+    model = base_model.load(resolved(encoder), "classification", labels=["a", "b"], pooling="mean")
+    assert model.backbone.pooler is None
+    with pytest.raises(BaseModelError, match=r"bert\.pooler\.dense\.bias: missing"):
+        base_model.load(resolved(encoder), "classification", labels=["a", "b"])
+
+
+@pytest.mark.parametrize("family", ["Qwen3Moe", "GptOss", "DeepseekV3", "OPT of two widths"])
+@torch.no_grad()
+def test_a_head_on_the_mean_is_put_on_experts_and_on_states_of_another_width(
+    decoder: Path, family: str
+) -> None:
+    more = {"word_embed_proj_dim": 16} if "OPT" in family else {}
+    made = models.decoder(family.split()[0], **more)
+    made.save_pretrained(decoder)
+    model = base_model.load(resolved(decoder), "classification", labels=["a", "b"], pooling="mean")
+    plain = AutoModel.from_pretrained(decoder)
+    states = plain(torch.tensor([[5, 9, 8]])).last_hidden_state[0]
+    expected = states.mean(0) @ model.mean_classifier.weight.T + model.mean_classifier.bias
+    found = model(input_ids=torch.tensor([[5, 9, 8]])).logits[0]
+    assert expected.abs().max() > 1e-3
+    assert (found - expected).abs().max() < 1e-5
+    assert model.config._experts_implementation == plain.config._experts_implementation
+
+
+@torch.no_grad()
+def test_a_head_on_the_mean_gives_the_loss_of_labels_as_transformers_heads_do(encoder: Path) -> None:
+    model = base_model.load(resolved(encoder), "classification", labels=["a", "b"], pooling="mean")
+    inputs = {"input_ids": torch.tensor([[2, 9, 3], [2, 8, 3]]), "labels": torch.tensor([1, 0])}
+    found = model(**inputs, return_dict=False)
+    log_p = found.logits.log_softmax(-1)
+    assert found.loss.item() == pytest.approx(-(log_p[0, 1] + log_p[1, 0]).item() / 2, rel=1e-6)
 
 
 def test_a_head_for_other_labels_in_the_files_is_replaced(encoder: Path) -> None:

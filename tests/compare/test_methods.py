@@ -13,6 +13,7 @@ import torch
 
 from pipeline.base import base_model
 from pipeline.base.base_model import ResolvedBase, head_parameters, weights_digest
+from pipeline.base.mean_pooled import MeanPooledForSequenceClassification
 from pipeline.compare import methods, peft_models
 from pipeline.errors import CompareError
 from pipeline.evaluate import scoring
@@ -21,6 +22,7 @@ from pipeline.prefix.generation import generate
 from pipeline.train.batches import Batch
 from pipeline.train.losses import batch_loss
 from tests.evaluation_world import resolved
+from tests.prefix.models import encoder
 
 PREFIX = PrefixParams(length=4)
 LABELS = ("bird", "cat", "dog")
@@ -91,6 +93,26 @@ def test_loras_rank_is_the_one_nearest_to_the_prefixs_number_of_parameters(
     chosen = peft_models.put_on("lora", model, task, wanted, seed=0)
     distances = {rank: abs(count - shape) for rank, count in counts.items()}
     assert distances[chosen.details["rank"]] == min(distances.values())
+
+
+@pytest.mark.parametrize("pooling", [None, "mean"])
+def test_lora_on_all_linear_layers_is_not_on_the_head(pooling: Any):
+    model = encoder("ModernBert", labels=3)
+    if pooling == "mean":
+        model = MeanPooledForSequenceClassification(model.base_model).eval().requires_grad_(False)
+    assert "head.dense.weight" in head_parameters(model) or pooling == "mean"
+    adapted = put_on("lora", model, "classification", lora_rank=1)
+    assert adapted.details["targets"] == ["Wi", "Wo", "Wqkv"]
+    assert not any("head" in name or "classifier" in name for name in adapted.own)
+    assert adapted.head
+    assert not any("lora" in name for name in adapted.head)
+    # For the number of parameters, too, that decides the rank.
+    size = sum(p.numel() for p in adapted.own.values())
+    wanted = peft_models.prefix_parameters(model, PREFIX)
+    fresh = encoder("ModernBert", labels=3)
+    if pooling == "mean":
+        fresh = MeanPooledForSequenceClassification(fresh.base_model).eval().requires_grad_(False)
+    assert peft_models.nearest_rank(fresh, PREFIX, "all-linear") == max(1, round(wanted / size))
 
 
 def test_a_base_that_peft_has_no_place_in_is_an_error_that_says_so(bases: dict[str, ResolvedBase]):

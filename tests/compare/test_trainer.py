@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pipeline.base import base_model
-from pipeline.compare import serving, trainer
+from pipeline.compare import peft_models, serving, trainer
 from pipeline.compare.job import ARTEFACT, RECORD, RESULT, Job, Setting, read
 from pipeline.compare.methods import METHODS
 from pipeline.errors import DataError, TrainingInterruptedError
@@ -94,6 +94,7 @@ def test_with_a_head_on_the_mean_every_method_trains_that_head(
     assert record["head_parameters"] == 3 * 32 + 3
     serving.score(job, folder)
     assert (folder / "scored" / "content" / "rows.parquet").exists()
+    assert serving.latencies([(job, folder)]).keys() == {"base", name}
 
 
 @pytest.mark.parametrize(("task", "name"), CASES)
@@ -156,6 +157,25 @@ def test_every_method_drops_in_training_and_draws_the_same_again(
     first, again, plain = (losses(i, dropout) for i, dropout in enumerate((0.4, 0.4, 0.0)))
     assert again["validation_loss"] == first["validation_loss"]
     assert plain["validation_loss"] != pytest.approx(first["validation_loss"], rel=1e-4)
+
+
+def test_the_pieces_of_a_step_drop_different_numbers_of_loras(settings: dict[Task, Setting]):
+    shared = settings["classification"]
+    adapted = peft_models.put_on(
+        "lora", shared.load(shared.resolve()), "classification", shared.prefix, seed=0, dropout=0.5
+    )
+    with torch.no_grad():
+        for parameter in adapted.own.values():
+            parameter.normal_(generator=torch.Generator().manual_seed(1))
+    dropped = trainer._dropped(adapted, 3)
+
+    def logits(step: int, piece: int) -> torch.Tensor:
+        with dropped(step, piece, None), torch.no_grad():
+            return adapted.model(input_ids=torch.tensor([[2, 7, 9, 3]])).logits
+
+    assert torch.equal(logits(1, 0), logits(1, 0))
+    assert not torch.allclose(logits(1, 0), logits(1, 1))
+    assert not torch.allclose(logits(1, 0), logits(2, 0))
 
 
 def test_the_seed_decides_the_order_of_the_rows(settings: dict[Task, Setting]):

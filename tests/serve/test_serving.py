@@ -180,6 +180,20 @@ def test_a_source_without_tokens_is_refused(tmp_path: Path) -> None:
         World(tmp_path, "generation", bare).predictor()(["cat", ""])
 
 
+@pytest.mark.parametrize("pooling", [None, "mean"])
+def test_a_text_without_tokens_is_not_classified(tmp_path: Path, pooling: Any) -> None:
+    def bare(folder: Path) -> Path:
+        tiny.tiny_encoder(folder)
+        path = folder / "tokenizer.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "post_processor": None}))
+        return folder
+
+    predict = World(tmp_path, "classification", bare, pooling=pooling).predictor()
+    assert len(predict(["cat"])) == 1
+    with pytest.raises(PrefixError, match="row 1: ' ' has no tokens; expected a text"):
+        predict(["cat", " "])
+
+
 def test_answers_of_an_encoder_decoder_do_not_depend_on_order_or_company(answerer: World) -> None:
     predict = answerer.predictor()
     together, backwards = list(predict(TEXTS).text), list(predict(TEXTS[::-1]).text)[::-1]

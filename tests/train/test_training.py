@@ -317,8 +317,8 @@ def test_dropout_in_training_is_a_plain_loop_whose_prefix_and_head_weights_are_m
     )
 
     def mask(shape: torch.Size, *draw: int) -> torch.Tensor:
-        drawn = np.random.default_rng((7, *draw)).random(tuple(shape), np.float32)
-        return torch.from_numpy((drawn >= 0.4).astype(np.float32) / np.float32(0.6))
+        drawn = np.random.default_rng((7, *draw)).integers(0, 2**16, tuple(shape), np.uint16)
+        return torch.from_numpy((drawn / 2**16 >= 0.4).astype(np.float32) / np.float32(0.6))
 
     def loss(split: str, step: int | None) -> float:
         """The mean over the rows, one after the other; gradients of all that is trained, in a step."""
