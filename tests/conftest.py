@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,10 @@ from pipeline.environment import quiet_environment
 os.environ.update(quiet_environment())
 
 from tests import tiny
+
+# What is tested is what happens on a machine where nobody has set these.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # Ignored by what a shell starts in the background, and inherited: the commands under test would not hear Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)

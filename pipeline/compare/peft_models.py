@@ -117,7 +117,7 @@ def put_on(
             # Scaled by 1: with AdamW, lora_alpha / r does what the learning rate does, which is tuned.
             config: Any = peft.LoraConfig(
                 r=rank, lora_alpha=rank, lora_dropout=dropout, target_modules=targets,
-                exclude_modules=_head_layers(model), **common,
+                exclude_modules=_excluded(model, targets), **common,
             )  # fmt: skip
         elif name == "prompt":
             config = peft.PromptTuningConfig(prompt_tuning_init="SAMPLE_VOCAB", **virtual, **common)
@@ -155,7 +155,9 @@ def nearest_rank(model: PreTrainedModel, prefix: PrefixParams, targets: Any) -> 
     import peft
 
     wanted = prefix_parameters(model, prefix)
-    probe = _wrapped(model, peft.LoraConfig(r=1, target_modules=targets, exclude_modules=_head_layers(model)))
+    probe = _wrapped(
+        model, peft.LoraConfig(r=1, target_modules=targets, exclude_modules=_excluded(model, targets))
+    )
     each: int = sum(p.numel() for name, p in probe.named_parameters() if "lora_" in name)
     probe.unload()
     return max(1, round(wanted / each))
@@ -204,8 +206,10 @@ def _head_modules(model: PreTrainedModel) -> list[str]:
     return sorted({name.split(".")[0] for name in head_parameters(model)})
 
 
-def _head_layers(model: PreTrainedModel) -> list[str]:
-    """The layers of the head, which is trained itself."""
+def _excluded(model: PreTrainedModel, targets: Any) -> list[str] | None:
+    """Of all linear layers those of the head, which is trained itself."""
+    if targets != "all-linear":
+        return None
     return sorted({name.rpartition(".")[0] for name in head_parameters(model)})
 
 

@@ -2,6 +2,8 @@
 
 from mlflow.models import set_model
 
+from pipeline.serve import bytecode
 from pipeline.serve.serving import PrefixModel
 
+bytecode.forget(__spec__)
 set_model(PrefixModel())

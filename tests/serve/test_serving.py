@@ -297,6 +297,8 @@ def test_mlflow_loads_and_predicts_in_a_process_that_knows_only_the_name(
     assert not [path for path in stored.rglob("*") if path.suffix == ".pkl"]
     assert sum(path.stat().st_size for path in stored.rglob("*")) < 100_000  # the base is not in there
     monkeypatch.setenv("PREFIXLINE_WORKSPACE", str(classifier.root))
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+    before = sorted(stored.rglob("*"))
     done = subprocess.run(
         [sys.executable, "-c", LOAD, registry.uri, json.dumps(TEXTS)],
         cwd=classifier.root.parent,
@@ -306,6 +308,10 @@ def test_mlflow_loads_and_predicts_in_a_process_that_knows_only_the_name(
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
+    after = [
+        path for path in sorted(stored.rglob("*")) if path.name != "registered_model_meta"
+    ]  # MLflow's mark
+    assert after == before
     answers = json.loads(done.stdout.strip().splitlines()[-1])
     expected = classifier.predictor()(TEXTS).to_dict("records")
     for answer, ours in zip(answers, expected, strict=True):

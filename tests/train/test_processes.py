@@ -180,7 +180,9 @@ def together(
     done = subprocess.run(command, capture_output=True, text=True, timeout=2 * PATIENCE_SECONDS, check=False)
     assert done.returncode == 1, done.stderr  # the last run's
     found: dict[str, list[list[dict[str, Any] | None]]] = {}
-    for run, result in zip(RUNS, results(path), strict=True):
+    came_to = results(path)
+    assert len(came_to) == len(RUNS), done.stderr
+    for run, result in zip(RUNS, came_to, strict=True):
         found.setdefault(run["root"], []).append(result)
     return found
 
