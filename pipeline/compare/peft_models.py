@@ -106,7 +106,16 @@ def put_on(
         "modules_to_save": _head_modules(model) or None,
     }
     # Of an encoder-decoder in the encoder alone, where PEFT's forward pass reads them.
-    virtual: dict[str, Any] = {"num_virtual_tokens": prefix.length, "num_transformer_submodules": 1}
+    # The vectors are as wide as words, which may be narrower than states (ALBERT); PEFT would take the latter, and of some
+    # configs (DistilBERT) it finds neither.
+    inner = model.config.get_text_config()
+    virtual: dict[str, Any] = {
+        "num_virtual_tokens": prefix.length,
+        "num_transformer_submodules": 1,
+        "token_dim": model.get_input_embeddings().embedding_dim,
+        "num_layers": inner.num_hidden_layers,
+        "num_attention_heads": inner.num_attention_heads,
+    }
     details: dict[str, Any] = {}
     head = head_parameters(model)
     with torch.random.fork_rng(devices=[]):
@@ -122,7 +131,7 @@ def put_on(
         elif name == "prompt":
             config = peft.PromptTuningConfig(prompt_tuning_init="SAMPLE_VOCAB", **virtual, **common)
         else:
-            width = int(model.config.get_text_config().hidden_size)
+            width = int(inner.hidden_size)
             config = peft.PromptEncoderConfig(encoder_hidden_size=width, **virtual, **common)
         wrapped = _wrapped(model, config)
     if name == "lora":
@@ -202,8 +211,16 @@ def _is_lora(wrapped: Any) -> bool:
 
 
 def _head_modules(model: PreTrainedModel) -> list[str]:
-    """The modules of the head as PEFT names them."""
-    return sorted({name.split(".")[0] for name in head_parameters(model)})
+    """The modules of the head as PEFT is to find them, which looks for names that end so.
+
+    One called `head` is named by its parts: P-tuning's own encoder has an `mlp_head`.
+    """
+    return sorted(
+        {
+            name.rpartition(".")[0] if name.startswith("head.") else name.split(".")[0]
+            for name in head_parameters(model)
+        }
+    )
 
 
 def _excluded(model: PreTrainedModel, targets: Any) -> list[str] | None:

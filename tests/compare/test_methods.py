@@ -22,7 +22,7 @@ from pipeline.prefix.generation import generate
 from pipeline.train.batches import Batch
 from pipeline.train.losses import batch_loss
 from tests.evaluation_world import resolved
-from tests.prefix.models import encoder
+from tests.prefix.models import BEYOND_PEFT, ENCODERS, batch, encoder
 
 PREFIX = PrefixParams(length=4)
 LABELS = ("bird", "cat", "dog")
@@ -113,6 +113,23 @@ def test_lora_on_all_linear_layers_is_not_on_the_head(pooling: Any):
     if pooling == "mean":
         fresh = MeanPooledForSequenceClassification(fresh.base_model).eval().requires_grad_(False)
     assert peft_models.nearest_rank(fresh, PREFIX, "all-linear") == max(1, round(wanted / size))
+
+
+@pytest.mark.parametrize("family", [*ENCODERS, *BEYOND_PEFT])
+@pytest.mark.parametrize("name", WITH_PEFT)
+def test_every_method_is_put_on_every_encoder_and_all_of_it_is_trained(family: str, name: str):
+    model = encoder(family, labels=3)
+    inputs = batch(pad=model.config.pad_token_id)
+    plain, own = model(**inputs).logits, len(head_parameters(model))
+    adapted = moved(put_on(name, model, "classification"))
+    assert len(adapted.head) == own
+    logits = adapted.model(**inputs).logits
+    assert (logits - plain).abs().max() > 1e-4
+    logits.square().sum().backward()
+    # No text passes through the layer with which ESM finds contacts, which is linear, too.
+    read = [p for name, p in adapted.own.items() if "contact_head" not in name]
+    assert all(p.grad is not None and bool(p.grad.abs().max() > 0) for p in read)
+    assert all(p.grad is not None for p in adapted.head.values())
 
 
 def test_a_base_that_peft_has_no_place_in_is_an_error_that_says_so(bases: dict[str, ResolvedBase]):
