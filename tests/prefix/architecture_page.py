@@ -46,8 +46,14 @@ def page() -> str:
         "",
         f"Equal means a difference below {TOLERANCE:g}, with the prefix in every attention layer. The reference of logits and",
         "gradients shares no code with the engine (tests/prefix/slow.py): attention written out query by query, the model's own",
-        "key/value cache, or a pass over more tokens; DeBERTa-v2's gradient is compared with a quotient of differences. The other",
-        "columns compare the engine with itself in the plainest way: one row alone, without cache, packing or checkpointing.",
+        "key/value cache, or a pass over more tokens; DeBERTa-v2's gradient is compared with a quotient of differences. The mean head",
+        "is compared with the same reference, a text start with the base, PEFT's format with PEFT; the other columns compare the",
+        "engine with itself in the plainest way: one row alone, without cache, packing or checkpointing. Logits, gradients and padding",
+        "are compared in float64.",
+        "",
+        "Rows have up to 9 tokens, fewer than any sliding window here. Where a window is at work (Mistral, Gemma, gpt-oss), every",
+        "token still sees the whole of our prefix, while PEFT, which keeps it in a cache, loses it out of sight: an adapter then",
+        "answers otherwise in PEFT, and a text start is exact only as far as the window reaches.",
     ]
     columns = [*PROPERTIES, "PEFT: logits", "PEFT: padding", "PEFT: checkpointing"]
     for kind, title in KINDS.items():
