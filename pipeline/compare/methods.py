@@ -37,7 +37,7 @@ METHODS: Mapping[str, Method] = {
     "prefix": Method("Prefix", "Li & Liang 2021", _BOTH, (0.01, 0.03, 0.1)),
     "prompt": Method("Prompt tuning", "Lester et al. 2021", _BOTH, (0.01, 0.03, 0.1), peft=True),
     "ptuning": Method("P-tuning", "Liu et al. 2021", _BOTH, (0.001, 0.003, 0.01), peft=True),
-    "lora": Method("LoRA", "Hu et al. 2021", _BOTH, (0.003, 0.01, 0.03), peft=True),
+    "lora": Method("LoRA", "Hu et al. 2021", _BOTH, (0.001, 0.003, 0.01), peft=True),
     "probe": Method("Linear probe", "Alain & Bengio 2016", ("classification",), ()),
 }
 """Every method, in the order in which they are shown."""

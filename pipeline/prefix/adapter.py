@@ -228,12 +228,16 @@ def _module_of(name: str, model: PreTrainedModel) -> str:
 
 
 def _head_shapes(model: PreTrainedModel, modules: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    """{name: shape} of every parameter of those of `modules` that `model` has."""
+    """{name: shape} of every parameter of those of `modules` that `model` has, but those of its frozen backbone.
+
+    A pooler within the backbone is no part of its layers: PEFT saves it with a head.
+    """
+    backbone = {id(parameter) for parameter in model.base_model.parameters()}
     return {
         name: tuple(parameter.shape)
         for module in modules
         for name, parameter in model.named_parameters()
-        if name.startswith(f"{module}.")
+        if name.startswith(f"{module}.") and (id(parameter) not in backbone or "pooler" in name.split("."))
     }
 
 

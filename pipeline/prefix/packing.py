@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from pipeline.errors import PrefixError
 from pipeline.prefix.architecture import Anatomy
 from pipeline.prefix.interface import attention_implementation
 
@@ -30,6 +31,14 @@ class Tree:
 
     source: Tokens
     references: tuple[Tokens, ...]
+
+    def __post_init__(self) -> None:
+        lengths = [len(self.source), *map(len, self.references)]
+        if len(lengths) < 2 or 0 in lengths:
+            raise PrefixError(
+                f"got a source of {lengths[0]} tokens and references of {lengths[1:]}; expected a source and at least one "
+                "reference, each with at least one token"
+            )
 
     @property
     def size(self) -> int:

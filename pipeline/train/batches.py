@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from pipeline.prefix.architecture import anatomy
-from pipeline.prefix.packing import PackedRows, pack, packs, share
+from pipeline.prefix.packing import PackedRows, Tree, pack, packs, share
 
 if TYPE_CHECKING:
     import datasets
@@ -206,6 +206,8 @@ class GenerationRows:
         return [self._batch([pairs[i] for i in cut]) for cut in _cuts(len(pairs), pieces)]
 
     def _batch(self, pairs: Sequence[tuple[Indices, Indices]]) -> Batch:
+        for prompt, target in pairs:
+            Tree(prompt, (target,))  # which refuses one without tokens
         input_ids, mask = _padded([np.concatenate([p, t[:-1]]) for p, t in pairs], self._pad)
         width = input_ids.shape[1]
         positions = [i * width + len(p) - 1 + np.arange(len(t)) for i, (p, t) in enumerate(pairs)]

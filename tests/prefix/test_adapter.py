@@ -197,6 +197,29 @@ def test_a_head_is_not_put_where_other_states_are_read_and_the_prefix_alone_may_
         assert head == {}
 
 
+def test_an_adapter_that_would_overwrite_the_frozen_base_is_refused(tmp_path: Path) -> None:
+    model = encoder()
+    folder = saved(tmp_path / "adapter", model, random_prefix(model))
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["modules_to_save"].append("bert.encoder")
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    tensors = load_file(folder / "adapter_model.safetensors")
+    inside = {name: p for name, p in model.named_parameters() if name.startswith("bert.encoder.")}
+    tensors |= {f"base_model.{name}": torch.full_like(p, 9.0) for name, p in inside.items()}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    with pytest.raises(AdapterError, match=r"base_model\.bert\.encoder\.layer\.0\.\S+ is one too many"):
+        load_adapter(folder, model)
+    with pytest.raises(AdapterError, match=r"nothing was saved: tensor bert\.encoder\.\S+ is one too many"):
+        save_adapter(
+            tmp_path / "other",
+            random_prefix(model),
+            model,
+            head=inside,
+            task="classification",
+            base_name="tiny",
+        )
+
+
 def test_an_adapter_that_names_no_pooling_has_the_bytes_it_always_had(tmp_path: Path) -> None:
     folder = saved(tmp_path / "adapter", encoder(), random_prefix(encoder()))
     assert b"pooling" not in (folder / "adapter_model.safetensors").read_bytes()

@@ -153,3 +153,18 @@ def test_a_row_may_be_longer_than_the_window_but_no_example_may() -> None:
         assert torch.isfinite(model(**inputs, position_ids=rows.position_ids).logits).all()
         with pytest.raises(PrefixError, match=r"prefix of 5 \+ input of 60 tokens"):
             model(**inputs, position_ids=rows.position_ids + 11)
+
+
+@pytest.mark.parametrize(
+    ("source", "references", "counts"),
+    [
+        ([5, 6], [[], [8, 2]], r"2 tokens and references of \[0, 2\]"),
+        ([], [[8, 2]], r"0 tokens and references of \[2\]"),
+        ([5], [], r"1 tokens and references of \[\]"),
+    ],
+)
+def test_a_source_or_reference_without_tokens_is_refused(
+    source: list[int], references: list[list[int]], counts: str
+) -> None:
+    with pytest.raises(PrefixError, match=f"got a source of {counts}; expected a source and at least one"):
+        Tree(np.array(source), tuple(np.array(reference) for reference in references))

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from pipeline.errors import PrefixError
 from pipeline.train.batches import (
     ClassificationRows,
     GenerationRows,
@@ -16,6 +17,7 @@ from pipeline.train.batches import (
     epoch_steps,
     validation_batches,
 )
+from tests.prefix.models import decoder
 
 
 def rows_of(**columns: list[Any]) -> datasets.Dataset:
@@ -89,6 +91,17 @@ def test_a_generation_batch_has_a_row_per_reference_and_points_at_the_targets() 
     # the token before each target, as row × width + column
     assert batch.positions.tolist() == [0, 5, 6, 9, 10, 11]
     assert [len(b.targets) for b in rows.batches(np.array([0, 1]), 3)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_an_empty_target_is_refused_packed_or_padded(packed: bool) -> None:
+    rows = GenerationRows(
+        rows_of(input_ids=[[1, 2], [3]], target_ids=[[[4, 5], []], [[9]]]),
+        pad=0,
+        model=decoder() if packed else None,
+    )
+    with pytest.raises(PrefixError, match=r"got a source of 2 tokens and references of \[.*0.*\]; expected"):
+        rows.batches(np.array([0, 1]), 1)
 
 
 def test_a_validation_sees_every_example_once_shortest_first() -> None:
