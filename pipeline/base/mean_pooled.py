@@ -1,7 +1,7 @@
 """A classification head on the mean of the tokens' states, for any backbone.
 
 transformers' own heads read one token: BERT's pooler the first, a decoder's the last. Sentence encoders were trained to be
-read by the mean of all (Reimers & Gurevych 2019, section 3: "MEAN-strategy"), and read that way they classify better.
+read by the mean of all (Reimers & Gurevych 2019, section 3: "MEAN-strategy"); benchmarks/RESULTS.md has one read both ways.
 """
 
 from __future__ import annotations
