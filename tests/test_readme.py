@@ -10,6 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.base.base_files import identity_files
+from pipeline.digest import digest
+from pipeline.prefix.adapter import adapter_facts
+
 README = Path(__file__).parents[1] / "README.md"
 
 
@@ -36,5 +40,7 @@ def test_the_engine_by_itself_trains_saves_loads_and_generates(
         theirs = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter")).eval()(**batch, labels=ids)
     assert ours.loss.item() < before - 0.1
     assert theirs.loss.item() == pytest.approx(ours.loss.item(), abs=1e-5)
+    facts = adapter_facts(tmp_path / "adapter")
+    assert facts.base_digest == found["base"] == digest(identity_files(decoder_folder))
     assert found["written"].shape[0] == 1
     assert 1 <= found["written"].shape[1] <= 8

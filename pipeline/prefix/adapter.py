@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import pydantic
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -56,6 +57,8 @@ _PEFT_HEADS = ("classifier", "score")  # modules PEFT always takes for a classif
 class AdapterFacts:
     """What an adapter says of itself, beyond its numbers.
 
+    Read from a file, each must be of its type, and nothing else may be there.
+
     Attributes:
         task: what it was trained for.
         length: P.
@@ -65,12 +68,17 @@ class AdapterFacts:
         pooling: which of the tokens' states the head reads; None for what the architecture's own head does.
     """
 
+    __pydantic_config__ = pydantic.ConfigDict(extra="forbid", strict=True)
+
     task: Task
     length: int
     base_name: str
     base_digest: str | None
     labels: tuple[str, ...] | None
     pooling: Literal["mean"] | None = None
+
+
+_READ = pydantic.TypeAdapter(AdapterFacts)
 
 
 def save_adapter(
@@ -140,19 +148,29 @@ def save_adapter(
 
 
 def load_adapter(
-    folder: Path, model: PreTrainedModel, *, head: bool = True
+    folder: Path,
+    model: PreTrainedModel,
+    *,
+    head: bool = True,
+    task: Task | None = None,
+    base_digest: str | None = None,
 ) -> tuple[Prefix, dict[str, torch.Tensor]]:
     """Read an adapter saved by `save_adapter` or by PEFT, for `model`.
 
     Args:
         head: False leaves its classification head, which may be for other classes than `model`'s, where it is.
+        task: what it must have been trained for; None takes what comes.
+        base_digest: the SHA-256 of `model`'s files, that it must have been trained on; None takes what comes. Two bases
+            may be of one shape, and a prefix says something in one of them alone. An adapter that records no base, as
+            PEFT's, is taken.
 
     Returns:
         The prefix (float32), and the head's tensors by their name in `model` (see `install_head`).
 
     Raises:
         AdapterError: a file is missing or truncated, the config says anything unknown, a tensor is missing, too
-            many, non-finite or of another shape; the message names all that is wrong.
+            many, non-finite or of another shape; it was trained for another task or on another base. The message names
+            all that is wrong.
         PrefixError: `model` cannot carry a prefix.
     """
     found = anatomy(model)
@@ -161,6 +179,8 @@ def load_adapter(
     tensors, metadata = _read_weights(folder / WEIGHTS)
     problems = _config_problems(config, found)
     if not problems:
+        facts = _facts(folder, config, metadata)
+        problems += _purpose_problems(facts, task, base_digest)
         modules = config["modules_to_save"] or []
         expected: dict[str, tuple[int, ...]] = {_VECTORS: (config["num_virtual_tokens"], shape.size)}
         if head:
@@ -171,7 +191,7 @@ def load_adapter(
         problems += _difference(tensors, expected)
         problems += _value_problems(tensors)
         if head and modules:
-            problems += _pooling_problems(metadata, model)
+            problems += _pooling_problems(facts, model)
     if problems:
         raise AdapterError(f"{folder}: not an adapter for {type(model).__name__}: " + "; ".join(problems))
     prefix = Prefix(shape, config["num_virtual_tokens"])
@@ -189,19 +209,7 @@ def adapter_facts(folder: Path) -> AdapterFacts:
     if problems := _config_problems(config, None):
         raise AdapterError(f"{folder}: not an adapter: " + "; ".join(problems))
     _, metadata = _read_weights(folder / WEIGHTS)
-    task = _TASKS[config["task_type"]]
-    length, name = config["num_virtual_tokens"], config["base_model_name_or_path"] or ""
-    if _FACTS not in metadata:
-        return AdapterFacts(task, length, name, None, None)
-    try:
-        recorded = json.loads(metadata[_FACTS])
-        labels = recorded["labels"]
-        facts = AdapterFacts(**{**recorded, "labels": None if labels is None else tuple(labels)})
-    except (ValueError, TypeError, KeyError) as error:
-        raise AdapterError(f"{folder / WEIGHTS}: metadata {_FACTS!r} is not understood: {error}") from None
-    if (facts.task, facts.length, facts.base_name) != (task, length, name):
-        raise AdapterError(f"{folder}: {CONFIG} and the metadata of {WEIGHTS} contradict each other")
-    return facts
+    return _facts(folder, config, metadata)
 
 
 def head_pooling(model: PreTrainedModel) -> Literal["mean"] | None:
@@ -254,16 +262,44 @@ def _shape_problems(
     return _difference(head, expected)
 
 
-def _pooling_problems(metadata: Mapping[str, str], model: PreTrainedModel) -> list[str]:
+def _facts(folder: Path, config: Mapping[str, Any], metadata: Mapping[str, str]) -> AdapterFacts:
+    """What a `config` that is in order and the `metadata` beside it say."""
+    task: Task = _TASKS[config["task_type"]]
+    length, name = config["num_virtual_tokens"], config["base_model_name_or_path"] or ""
+    if _FACTS not in metadata:
+        return AdapterFacts(task, length, name, None, None)
     try:
-        trained = json.loads(metadata.get(_FACTS, "{}")).get("pooling")
-    except (ValueError, AttributeError) as error:
-        return [f"{WEIGHTS}: metadata {_FACTS!r} is not understood: {error}"]
-    if trained == (here := head_pooling(model)):
+        facts = _READ.validate_json(metadata[_FACTS])
+    except pydantic.ValidationError as error:
+        wrong = "; ".join(
+            f"{'.'.join(str(part) for part in one['loc']) or 'all of it'}: {one['msg']}"
+            for one in error.errors()
+        )
+        raise AdapterError(f"{folder / WEIGHTS}: metadata {_FACTS!r} is not understood: {wrong}") from None
+    said = {"task": (task, facts.task), "length": (length, facts.length), "base": (name, facts.base_name)}
+    differ = [f"{what} {there!r} and {here!r}" for what, (there, here) in said.items() if there != here]
+    if differ:
+        raise AdapterError(
+            f"{folder}: {CONFIG} and the metadata of {WEIGHTS} contradict each other: {', '.join(differ)}"
+        )
+    return facts
+
+
+def _purpose_problems(facts: AdapterFacts, task: Task | None, base_digest: str | None) -> list[str]:
+    problems = []
+    if task is not None and facts.task != task:
+        problems.append(f"it is for {facts.task}; expected {task}")
+    if None not in (base_digest, facts.base_digest) and facts.base_digest != base_digest:
+        problems.append(f"it was trained on the base model {facts.base_digest}; got {base_digest}")
+    return problems
+
+
+def _pooling_problems(facts: AdapterFacts, model: PreTrainedModel) -> list[str]:
+    if facts.pooling == (here := head_pooling(model)):
         return []
     said = {None: "what the architecture's own head reads", "mean": "the mean of the tokens"}
     return [
-        f"its head was trained on {said.get(trained, repr(trained))}; the model's reads {said[here]}: load the base so"
+        f"its head was trained on {said[facts.pooling]}; the model's reads {said[here]}: load the base so"
     ]
 
 
@@ -412,6 +448,9 @@ def _config_problems(config: Mapping[str, Any], found: Anatomy | None) -> list[s
     length = config["num_virtual_tokens"]
     if type(length) is not int or length < 1:
         problems.append(f"{CONFIG}: num_virtual_tokens: got {length!r}; expected a whole number of 1 or more")
+    name = config["base_model_name_or_path"]
+    if not isinstance(name, str | None):
+        problems.append(f"{CONFIG}: base_model_name_or_path: got {name!r}; expected a string or null")
     modules = config["modules_to_save"]
     if modules is not None and not (
         isinstance(modules, list) and all(isinstance(name, str) for name in modules)

@@ -28,11 +28,18 @@ def text_key_values(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Te
         [P, S] in the model's dtype, without a graph (see `pipeline.prefix.tuning`).
 
     Raises:
-        PrefixError: `model` cannot carry a prefix, or the text is empty or longer than its window or sliding window.
+        PrefixError: `model` cannot carry a prefix, or the text is empty, of tokens that it does not have, or longer than
+            its window or sliding window.
     """
     if input_ids.dim() != 1 or len(input_ids) == 0:
         raise PrefixError(
             f"text for the prefix: got shape {list(input_ids.shape)}; expected [P] with P of 1 or more"
+        )
+    words = model.get_input_embeddings().weight.shape[0]
+    if input_ids.is_floating_point() or not bool(((input_ids >= 0) & (input_ids < words)).all()):
+        raise PrefixError(
+            f"text for the prefix: got {input_ids.tolist()}; expected tokens of the base model, whole numbers from 0 to "
+            f"{words - 1}"
         )
     found = anatomy(model)
     check_window(found, len(input_ids), 0 if found.shifts else len(input_ids))

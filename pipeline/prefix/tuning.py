@@ -104,8 +104,8 @@ class Prefix(nn.Module):
 
     def __init__(self, shape: PrefixShape, length: int, *, projection: int | None = None) -> None:
         super().__init__()
-        if length < 1:
-            raise PrefixError(f"prefix length: got {length}; expected at least 1")
+        if type(length) is not int or length < 1:
+            raise PrefixError(f"prefix length: got {length!r}; expected a whole number of 1 or more")
         self.shape = shape
         self.length = length
         self.projection = projection
@@ -152,7 +152,13 @@ class Prefix(nn.Module):
 
         With a projection the MLP is drawn (embedding from N(0, 1), layers uniform, as PEFT does) and its last
         layer scaled so that the vectors have that standard deviation.
+
+        Raises:
+            PrefixError: a standard deviation that is not a finite number above 0.
         """
+        for name, number in (("scale", scale), ("value_scale", value_scale)):
+            if number is not None and not 0 < number < math.inf:
+                raise PrefixError(f"random start: {name}: got {number!r}; expected a finite number above 0")
         values = 1.0 if value_scale is None else value_scale / scale
         shares = torch.cat(
             [
@@ -182,6 +188,11 @@ class Prefix(nn.Module):
             PrefixError: another shape, non-finite numbers, or a projection too narrow to yield the vectors.
         """
         expected = (self.length, self.shape.size)
+        if key_values.dim() == 2 and len(key_values) != self.length and key_values.shape[1] == expected[1]:
+            raise PrefixError(
+                f"prefix vectors: got {len(key_values)} positions (of a text: tokens) for a prefix of {self.length}; "
+                "expected as many"
+            )
         if tuple(key_values.shape) != expected:
             raise PrefixError(
                 f"prefix vectors: got shape {list(key_values.shape)}; expected {list(expected)}"

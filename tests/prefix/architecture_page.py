@@ -51,9 +51,8 @@ def page() -> str:
         "engine with itself in the plainest way: one row alone, without cache, packing or checkpointing. Logits, gradients and padding",
         "are compared in float64.",
         "",
-        "Rows have up to 9 tokens, fewer than any sliding window here. Where a window is at work (Mistral, Gemma, gpt-oss), every",
-        "token still sees the whole of our prefix, while PEFT, which keeps it in a cache, loses it out of sight: an adapter then",
-        "answers otherwise in PEFT, and a text start is exact only as far as the window reaches.",
+        "Rows have up to 9 tokens. Where a case names a window, layers see fewer: of the tokens, for every one of them still sees the",
+        "whole of our prefix. PEFT, which keeps the prefix in a cache, loses it out of sight.",
     ]
     columns = [*PROPERTIES, "PEFT: logits", "PEFT: padding", "PEFT: checkpointing"]
     for kind, title in KINDS.items():

@@ -88,6 +88,18 @@ DECODERS: dict[str, dict[str, Any]] = {
     "Falcon ALiBi": {**_FALCON, "alibi": True, "multi_query": True},
     "Mpt": {"d_model": 32, "n_heads": 4, "n_layers": 3, "max_seq_len": 64},
 }
+_KINDS = ["sliding_attention", "full_attention", "sliding_attention"]
+WINDOW = 7  # fewer tokens than a row of `batch` has
+WINDOWED: dict[str, dict[str, Any]] = {
+    f"{family}, window of {WINDOW}": {"class": family, **DECODERS[family], "sliding_window": WINDOW, **more}
+    for family, more in {
+        "Mistral": {},
+        "Gemma2": {},
+        "Gemma3": {"layer_types": _KINDS},
+        "GptOss": {"layer_types": _KINDS},
+    }.items()
+}
+DECODERS |= WINDOWED
 PACKED = (  # those that are packed, under sdpa as well as eager attention
     "Llama", "Mistral", "Qwen2", "Qwen3", "Gemma3", "GPT2", "GPTNeoX", "Phi", "OPT", "StableLm",
 )  # fmt: skip
@@ -102,6 +114,11 @@ BEYOND_PEFT: dict[str, dict[str, Any]] = {  # encoders in which PEFT's prefix tu
     "DistilBert": {"dim": 32, "n_heads": 4, "n_layers": 3, "hidden_dim": 48},
     "Albert": {"embedding_size": 16, "num_hidden_layers": 4, "num_hidden_groups": 2, "inner_group_num": 2},
     "ModernBert": {"local_attention": 16, "global_attn_every_n_layers": 2},
+    "ModernBert, window of 4": {
+        "class": "ModernBert",
+        "local_attention": 8,  # four on either side: fewer than a row of `batch` has, and than the prefix
+        "global_attn_every_n_layers": 2,
+    },
     "NomicBert": {},
     "Esm": {"pad_token_id": 1, "mask_token_id": 2},
     "DebertaV2": {
@@ -113,7 +130,9 @@ BEYOND_PEFT: dict[str, dict[str, Any]] = {  # encoders in which PEFT's prefix tu
         "pooler_hidden_size": 32,
     },
 }
-TOKEN_CLASSIFIERS = ("Bert", "Roberta", "Electra", "DistilBert", "Albert", "ModernBert", "DebertaV2")
+TOKEN_CLASSIFIERS = (
+    "Bert", "Roberta", "Electra", "DistilBert", "Albert", "ModernBert", "ModernBert, window of 4", "DebertaV2",
+)  # fmt: skip
 _BART: dict[str, Any] = {
     "class": "Bart",
     "encoder_layers": 2,
@@ -188,8 +207,10 @@ def encoder(
     family: str = "Bert", *, seed: int = 0, labels: int = 5, task: str = "Sequence", **more: Any
 ) -> Any:
     """A classifier of sequences (or of each token, with task="Token"), frozen, in eval mode."""
-    config = config_of(family, {**(ENCODERS | BEYOND_PEFT)[family], **WIDE}, num_labels=labels, **more)
-    return _frozen(getattr(transformers, f"{family}For{task}Classification"), config, seed)
+    extra = {**(ENCODERS | BEYOND_PEFT)[family], **WIDE}
+    name = extra.get("class", family)
+    config = config_of(name, extra, num_labels=labels, **more)
+    return _frozen(getattr(transformers, f"{name}For{task}Classification"), config, seed)
 
 
 def encoder_decoder(family: str = "T5", *, seed: int = 0, **more: Any) -> Any:

@@ -72,7 +72,7 @@ def _attend(
                 j
                 for j in range(key.shape[2])
                 if (not causal or cross or j <= i)
-                and (span is None or (i - j < span if causal else abs(i - j) <= span))
+                and (span is None or abs(i - j) < span)  # a layer counts the token itself
             ]
             q = query[0, head, i]
             scores = [q @ k * scaling for k in prefix_key[:, group]]

@@ -311,8 +311,13 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "length a word": (config_edit(num_virtual_tokens="5"), "num_virtual_tokens: got '5'"),
     "another length": (
         config_edit(num_virtual_tokens=6),
-        r"prompt_embeddings: got shape \[5, 192\]; expected \[6",
+        "contradict each other: length 6 and 5$",
     ),
+    "another length of the tensor": (
+        tensor_edit(lambda t: t.update(prompt_embeddings=torch.zeros(6, 192))),
+        r"prompt_embeddings: got shape \[6, 192\]; expected \[5",
+    ),
+    "a base without a name": (config_edit(base_model_name_or_path=5), "base_model_name_or_path: got 5"),
     "bad modules": (config_edit(modules_to_save="classifier"), "modules_to_save: got 'classifier'"),
     "missing tensor": (tensor_edit(lambda t: t.pop(f"{BASE}.bias")), f"tensor {BASE}.bias is missing"),
     "no prefix": (tensor_edit(lambda t: t.pop("prompt_embeddings")), "tensor prompt_embeddings is missing"),
@@ -365,15 +370,41 @@ def test_an_adapter_for_another_base_is_refused(tmp_path: Path) -> None:
         load_adapter(folder, encoder(labels=6))
 
 
+def facts_with(**change: Any) -> str:
+    facts = {
+        "task": "classification",
+        "length": 5,
+        "base_name": "tiny",
+        "base_digest": None,
+        "labels": list(LABELS),
+    }
+    return json.dumps(facts | change)
+
+
+def test_facts_that_are_in_order_are_read_from_any_writers_json(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "adapter", encoder(), random_prefix(encoder()))
+    path = folder / "adapter_model.safetensors"
+    save_file(load_file(path), path, {"prefixline": facts_with()})
+    assert adapter_facts(folder) == AdapterFacts("classification", 5, "tiny", None, LABELS)
+
+
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
         ("{", "is not understood"),
-        ('{"labels": null, "unheard": 1}', "is not understood"),
-        ("{}", "is not understood"),
+        ("{}", "is not understood: task: Field required; "),
+        ("[]", "is not understood: all of it: "),
+        (facts_with(unheard=1), "unheard: Unexpected"),
+        (facts_with(task="translation"), "task: Input should be 'classification'"),
+        (facts_with(length="5"), "length: Input should be a valid integer"),
+        (facts_with(base_name=None), "base_name: Input should be a valid string"),
+        (facts_with(base_digest=7), "base_digest: Input should be a valid string"),
+        (facts_with(labels="abcde"), "labels: Input should be a valid array"),
+        (facts_with(labels=["a", 2]), r"labels.1: Input should be a valid string"),
+        (facts_with(pooling="max"), "pooling: Input should be 'mean'"),
         (
             '{"task":"generation","length":5,"base_name":"tiny","base_digest":null,"labels":null}',
-            "contradict each other",
+            "contradict each other: task 'classification' and 'generation'$",
         ),
     ],
 )
@@ -386,6 +417,31 @@ def test_facts_that_are_damaged_or_contradict_the_config_are_refused(
     save_file(load_file(path), path, {"prefixline": metadata})
     with pytest.raises(AdapterError, match=message):
         adapter_facts(folder)
+    with pytest.raises(AdapterError, match=message):
+        load_adapter(folder, model)
+
+
+@pytest.mark.parametrize("make", [decoder, encoder])
+def test_an_adapter_for_another_task_or_of_another_base_of_the_same_shape_is_refused_where_they_are_named(
+    make: Any, tmp_path: Path
+) -> None:
+    model = make()
+    folder = saved(tmp_path / "adapter", model, random_prefix(model), base_digest="f" * 64)
+    task: Any = "generation" if make is decoder else "classification"
+    again, _ = load_adapter(folder, model, task=task, base_digest="f" * 64)
+    assert torch.equal(again.vectors, random_prefix(model).vectors)
+    with pytest.raises(AdapterError) as caught:
+        load_adapter(folder, model, task="token_classification", base_digest="0" * 64)
+    assert (
+        f"it is for {task}; expected token_classification; it was trained on the base model {'f' * 64}; got {'0' * 64}"
+        in str(caught.value)
+    )
+
+
+def test_an_adapter_that_records_no_base_is_taken_for_any(tmp_path: Path) -> None:
+    model = decoder()
+    folder = saved(tmp_path / "adapter", model, random_prefix(model))
+    load_adapter(folder, model, base_digest="0" * 64)
 
 
 def test_facts_of_a_damaged_config_are_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from pipeline.errors import PrefixError
 from pipeline.prefix.text_start import text_key_values
-from pipeline.prefix.tuning import PrefixShape
+from pipeline.prefix.tuning import Prefix, PrefixShape
 from tests.prefix.models import decoder, encoder
 
 
@@ -39,6 +39,27 @@ def test_text_key_values_of_an_encoder_are_its_own_projections() -> None:
 def test_text_that_is_no_row_of_tokens_is_refused(text: torch.Tensor) -> None:
     with pytest.raises(PrefixError, match="text for the prefix"):
         text_key_values(decoder(), text)
+
+
+@pytest.mark.parametrize(
+    ("text", "got"),
+    [
+        (torch.tensor([7, 60]), r"\[7, 60\]"),
+        (torch.tensor([-1, 7]), r"\[-1, 7\]"),
+        (torch.tensor([7.5]), r"\[7.5\]"),
+    ],
+)
+def test_text_of_tokens_that_the_base_does_not_have_is_refused(text: torch.Tensor, got: str) -> None:
+    with pytest.raises(PrefixError, match=f"got {got}; expected tokens .* from 0 to 59$"):
+        text_key_values(decoder(), text)
+
+
+def test_a_text_shorter_than_the_prefix_is_refused_by_its_tokens() -> None:
+    model = decoder()
+    prefix = Prefix(PrefixShape.of_model(model), 5)
+    with pytest.raises(PrefixError, match=r"got 3 positions \(of a text: tokens\) for a prefix of 5"):
+        prefix.init_from(text_key_values(model, torch.tensor([7, 12, 9])))
+    assert not prefix.vectors.any()
 
 
 def test_text_longer_than_the_sliding_window_is_refused() -> None:

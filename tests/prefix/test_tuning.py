@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import re
+from typing import Any
+
 import pytest
 import torch
 from peft import PrefixTuningConfig
@@ -123,12 +127,28 @@ def test_a_projection_that_misses_the_vectors_is_refused() -> None:
 
 def test_vectors_of_another_shape_or_non_finite_are_refused() -> None:
     prefix = Prefix(SHAPE, 5)
-    with pytest.raises(PrefixError, match=r"got shape \[6, 48\]; expected \[5, 48\]"):
+    with pytest.raises(PrefixError, match=r"got shape \[6, 40\]; expected \[5, 48\]"):
+        prefix.init_from(torch.zeros((6, 40)))
+    with pytest.raises(PrefixError, match=r"got 6 positions .* for a prefix of 5"):
         prefix.init_from(torch.zeros((6, SHAPE.size)))
     with pytest.raises(PrefixError, match="NaN or infinity"):
         prefix.init_from(torch.full((5, SHAPE.size), torch.nan))
 
 
-def test_a_prefix_of_no_length_is_refused() -> None:
-    with pytest.raises(PrefixError, match="got 0; expected at least 1"):
-        Prefix(SHAPE, 0)
+@pytest.mark.parametrize("length", [0, -1, 2.5, "5", True, None])
+def test_a_length_that_is_no_whole_number_of_one_or_more_is_refused(length: Any) -> None:
+    with pytest.raises(
+        PrefixError, match=re.escape(f"prefix length: got {length!r}; expected a whole number")
+    ):
+        Prefix(SHAPE, length)
+
+
+@pytest.mark.parametrize("wrong", [0.0, -0.5, math.nan, math.inf])
+@pytest.mark.parametrize("name", ["scale", "value_scale"])
+def test_a_random_start_without_a_finite_deviation_above_zero_is_refused_and_draws_nothing(
+    name: str, wrong: float
+) -> None:
+    prefix = Prefix(SHAPE, 5)
+    with pytest.raises(PrefixError, match=f"random start: {name}: got {wrong!r}; expected a finite number"):
+        prefix.init_random(**{"scale": 0.5, name: wrong}, generator=drawn())
+    assert not prefix.vectors.any()
