@@ -361,8 +361,9 @@ def head_parameters(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
     """{name: parameter} of a sequence classifier's head: whatever lies outside its backbone; else nothing."""
     if not type(model).__name__.endswith("ForSequenceClassification"):
         return {}
-    backbone = {id(parameter) for parameter in model.base_model.parameters()}
-    return {name: p for name, p in model.named_parameters() if id(p) not in backbone}
+    from pipeline.prefix.architecture import outside_backbone
+
+    return outside_backbone(model)
 
 
 def weights_digest(model: PreTrainedModel) -> str:

@@ -31,7 +31,7 @@ from transformers import PreTrainedModel
 from pipeline import digest
 from pipeline.errors import AdapterError
 from pipeline.files import new_folder, write_bytes, write_json
-from pipeline.prefix.architecture import Anatomy, anatomy
+from pipeline.prefix.architecture import Anatomy, anatomy, outside_backbone
 from pipeline.prefix.tuning import Prefix, PrefixShape
 
 CONFIG = "adapter_config.json"
@@ -240,12 +240,12 @@ def _head_shapes(model: PreTrainedModel, modules: Iterable[str]) -> dict[str, tu
 
     A pooler within the backbone is no part of its layers: PEFT saves it with a head.
     """
-    backbone = {id(parameter) for parameter in model.base_model.parameters()}
+    outside = outside_backbone(model)
     return {
         name: tuple(parameter.shape)
         for module in modules
         for name, parameter in model.named_parameters()
-        if name.startswith(f"{module}.") and (id(parameter) not in backbone or "pooler" in name.split("."))
+        if name.startswith(f"{module}.") and (name in outside or "pooler" in name.split("."))
     }
 
 

@@ -304,6 +304,12 @@ def holds(module: nn.Module, parts: Sequence[nn.Module]) -> bool:
     return set(parts) <= set(module.modules())
 
 
+def outside_backbone(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """{name: parameter} of what stands around `model`'s layers and embeddings: a head."""
+    backbone = {id(parameter) for parameter in model.base_model.parameters()}
+    return {name: p for name, p in model.named_parameters() if id(p) not in backbone}
+
+
 def check_window(found: Anatomy, length: int, tokens: int) -> None:
     """Raise PrefixError where a prefix of `length` and `tokens` tokens need more positions than there are.
 

@@ -33,17 +33,22 @@ class Tree:
     references: tuple[Tokens, ...]
 
     def __post_init__(self) -> None:
-        lengths = [len(self.source), *map(len, self.references)]
-        if len(lengths) < 2 or 0 in lengths:
-            raise PrefixError(
-                f"got a source of {lengths[0]} tokens and references of {lengths[1:]}; expected a source and at least one "
-                "reference, each with at least one token"
-            )
+        check_tokens(self.source, self.references)
 
     @property
     def size(self) -> int:
         """Tokens that are read: the last of each reference is predicted only."""
         return len(self.source) + sum(len(reference) - 1 for reference in self.references)
+
+
+def check_tokens(source: Tokens, references: Sequence[Tokens]) -> None:
+    """Raise PrefixError where there is no reference, or one of them or the source has no token."""
+    lengths = [len(source), *map(len, references)]
+    if len(lengths) < 2 or 0 in lengths:
+        raise PrefixError(
+            f"got a source of {lengths[0]} tokens and references of {lengths[1:]}; expected a source and at least one "
+            "reference, each with at least one token"
+        )
 
 
 @dataclass(frozen=True)

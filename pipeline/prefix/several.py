@@ -29,7 +29,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
 from pipeline.errors import PrefixError
-from pipeline.prefix.architecture import anatomy, check_window
+from pipeline.prefix.architecture import anatomy, check_window, outside_backbone
 from pipeline.prefix.attention import Attachment, Layers
 from pipeline.prefix.generation import caches, check_prompts, continued, generate, longest, search
 from pipeline.prefix.tuning import Prefix
@@ -308,8 +308,7 @@ def check_head(model: PreTrainedModel, head: Head, what: str) -> None:
     What lies within the model's backbone (a pooler that PEFT saved with the head) is computed for all rows at once, so
     it cannot be of one prefix.
     """
-    backbone = {id(parameter) for parameter in model.base_model.parameters()}
-    own = {name: p.shape for name, p in model.named_parameters() if id(p) not in backbone}
+    own = {name: parameter.shape for name, parameter in outside_backbone(model).items()}
     names = ", ".join(sorted(own)) or "none: the model is not a classifier"
     if own.keys() != head.keys() or not own:
         raise PrefixError(f"{what}: got the tensors {', '.join(sorted(head)) or 'none'}; expected {names}")

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from pipeline.prefix.architecture import anatomy
-from pipeline.prefix.packing import PackedRows, Tree, pack, packs, share
+from pipeline.prefix.packing import PackedRows, check_tokens, pack, packs, share
 
 if TYPE_CHECKING:
     import datasets
@@ -207,7 +207,7 @@ class GenerationRows:
 
     def _batch(self, pairs: Sequence[tuple[Indices, Indices]]) -> Batch:
         for prompt, target in pairs:
-            Tree(prompt, (target,))  # which refuses one without tokens
+            check_tokens(prompt, (target,))
         input_ids, mask = _padded([np.concatenate([p, t[:-1]]) for p, t in pairs], self._pad)
         width = input_ids.shape[1]
         positions = [i * width + len(p) - 1 + np.arange(len(t)) for i, (p, t) in enumerate(pairs)]
@@ -243,6 +243,8 @@ class SourceTargetRows:
     def _batch(self, examples: Indices) -> SourceTargetBatch:
         input_ids, mask = _padded([self._sources[i] for i in examples], self._pad)
         groups = [self._targets[i] for i in examples]
+        for i, group in zip(examples, groups, strict=True):
+            check_tokens(self._sources[i], group)
         targets = [target for group in groups for target in group]
         shifted = [np.concatenate([[self._start], target[:-1]]) for target in targets]
         decoder_input_ids, read = _padded(shifted, self._pad)

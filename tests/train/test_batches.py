@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pipeline.train.batches import (
     ClassificationRows,
     GenerationRows,
     Ragged,
+    SourceTargetRows,
     epoch_steps,
     validation_batches,
 )
@@ -93,14 +95,34 @@ def test_a_generation_batch_has_a_row_per_reference_and_points_at_the_targets() 
     assert [len(b.targets) for b in rows.batches(np.array([0, 1]), 3)] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("packed", [True, False])
-def test_an_empty_target_is_refused_packed_or_padded(packed: bool) -> None:
-    rows = GenerationRows(
-        rows_of(input_ids=[[1, 2], [3]], target_ids=[[[4, 5], []], [[9]]]),
-        pad=0,
-        model=decoder() if packed else None,
+@pytest.mark.parametrize(
+    "rows_for",
+    [
+        partial(GenerationRows, pad=0, model=decoder()),
+        partial(GenerationRows, pad=0),
+        partial(SourceTargetRows, pad=0, start=2),
+    ],
+    ids=["packed", "padded", "encoder-decoder"],
+)
+@pytest.mark.parametrize(
+    ("source", "references", "counts"),
+    [
+        ([1, 2], [[4, 5], []], r"2 tokens and references of \[.*0.*\]"),
+        ([], [[4]], r"0 tokens and references of \[1\]"),
+    ],
+)
+def test_a_source_or_target_without_tokens_is_refused(
+    rows_for: Any, source: list[int], references: list[list[int]], counts: str
+) -> None:
+    columns = {"input_ids": [source, [3]], "target_ids": [references, [[9]]]}
+    typed = datasets.Features(
+        {
+            "input_ids": datasets.List(datasets.Value("int64")),
+            "target_ids": datasets.List(datasets.List(datasets.Value("int64"))),
+        }
     )
-    with pytest.raises(PrefixError, match=r"got a source of 2 tokens and references of \[.*0.*\]; expected"):
+    rows = rows_for(datasets.Dataset.from_dict(columns, features=typed))
+    with pytest.raises(PrefixError, match=f"got a source of {counts}; expected"):
         rows.batches(np.array([0, 1]), 1)
 
 
