@@ -28,7 +28,7 @@ from pipeline.digest import digest
 from pipeline.errors import PrefixlineError
 from pipeline.train import training_loop
 from pipeline.train.training_loop import Loop
-from tests.train.test_training import Bench, resolved
+from tests.train.bench import Bench, resolved
 
 
 def kill(number: signal.Signals) -> Callable[[Loop], None]:

@@ -37,8 +37,8 @@ from pipeline.train.batches import ClassificationRows, GenerationRows, part_of, 
 from pipeline.train.process_group import ALONE, check_device
 from pipeline.train.progress import TrainingProgress
 from tests.test_pins import PINS
-from tests.train.test_training import LABELS, Bench, CrashError, at_step, crash, resolved, sharpened
-from tests.training_data import classification_rows, generation_rows
+from tests.train.bench import Bench, CrashError, at_step, crash, resolved, sharpened
+from tests.training_data import LABELS, classification_rows, generation_rows
 
 HERE = str(Path(__file__).parents[2])
 
