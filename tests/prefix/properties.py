@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -28,6 +29,7 @@ from pipeline.prefix.generation import generate
 from pipeline.prefix.packing import Tree, pack, packs
 from pipeline.prefix.text_start import text_key_values
 from pipeline.prefix.tuning import Prefix, PrefixShape
+from pipeline.train.batches import Batch, GenerationRows
 from tests.prefix import models, slow
 
 TOLERANCE = 1e-5
@@ -309,6 +311,8 @@ def packed_rows_are_the_same(case: Case) -> None:
     sources, references = [[5, 9, 14], [7]], [[[8, 6, 2], [9, 2]], [[4, 2]]]
     model = case.model()
     if not packs(anatomy(model), 10):
+        if case.kind == "decoder":
+            _check_stays_padded(model)
         raise RefusedError("rows stay padded")
     prefix = models.random_prefix(model, LENGTH)
     gradients, losses = [], []
@@ -340,6 +344,16 @@ def packed_rows_are_the_same(case: Case) -> None:
         gradients.append(prefix.vectors.grad.clone())
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
     assert (gradients[1] - gradients[0]).abs().max() < TOLERANCE * gradients[0].abs().max()
+
+
+def _check_stays_padded(model: Any) -> None:
+    """A decoder's rows for training have one reference each, and its own positions."""
+    columns = {"input_ids": [list(range(4, 13))], "target_ids": [[[8, 6, 2], [9, 2]]]}
+    (made,) = GenerationRows(datasets.Dataset.from_dict(columns), pad=0, model=model).batches(
+        np.array([0]), 1
+    )
+    assert isinstance(made, Batch)
+    assert made.input_ids.tolist() == [[*range(4, 13), 9, 0], [*range(4, 13), 8, 6]]
 
 
 def _search(case: Case, model: Any, prefix: Prefix, prompt: torch.Tensor, beams: int) -> list[int]:
