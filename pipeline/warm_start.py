@@ -150,7 +150,8 @@ def _refuse_tainted(found: Iterable[RegisteredVersion], named: str) -> None:
 
 def _files() -> tuple[str, str]:
     """What of an adapter's folder counts: PEFT writes a README beside it."""
-    from pipeline.prefix.adapter import CONFIG, WEIGHTS
+    from pipeline.prefix.adapter import WEIGHTS
+    from pipeline.prefix.adapter_config import CONFIG
 
     return CONFIG, WEIGHTS
 

@@ -22,7 +22,8 @@ from pipeline.ledger import log
 from pipeline.ledger.events import Event, Registered
 from pipeline.ledger.fold import fold
 from pipeline.ledger.log import Reading
-from pipeline.prefix.adapter import CONFIG, adapter_facts
+from pipeline.prefix.adapter import adapter_facts
+from pipeline.prefix.adapter_config import CONFIG
 from pipeline.register import versions
 from pipeline.register.reference import parse
 from pipeline.register.versions import (

@@ -31,26 +31,16 @@ from transformers import PreTrainedModel
 from pipeline import digest
 from pipeline.errors import AdapterError
 from pipeline.files import new_folder, write_bytes, write_json
-from pipeline.prefix.architecture import Anatomy, anatomy, outside_backbone
+from pipeline.prefix import adapter_config
+from pipeline.prefix.adapter_config import CONFIG, TASKS, Task
+from pipeline.prefix.architecture import anatomy, outside_backbone
 from pipeline.prefix.tuning import Prefix, PrefixShape
 
-CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
-Task = Literal["classification", "token_classification", "generation"]
-
-_TASKS: Mapping[str, Task] = {
-    "SEQ_CLS": "classification",
-    "TOKEN_CLS": "token_classification",
-    "CAUSAL_LM": "generation",
-    "SEQ_2_SEQ_LM": "generation",
-}
-_OWN_TYPE = "PREFIXLINE"
 _VECTORS = "prompt_embeddings"
 _HEAD = "base_model."
 _FACTS = "prefixline"
-_PEFT_VERSION = "0.21.2"  # whose format this is
-_PEFT_HEADS = ("classifier", "score")  # modules PEFT always takes for a classification head
 
 
 @dataclass(frozen=True)
@@ -117,17 +107,8 @@ def save_adapter(
         problems.append(f"the prefix is for {prefix.shape}; {type(model).__name__} needs {needed}")
     if problems:
         raise AdapterError(f"{folder}: nothing was saved: " + "; ".join(problems))
-    heads = [*_PEFT_HEADS, *(name for name in modules if name not in _PEFT_HEADS)]
-    config = {
-        "auto_mapping": None,
-        "base_model_name_or_path": base_name,
-        "inference_mode": True,
-        "modules_to_save": None if task == "generation" else heads,
-        "num_virtual_tokens": prefix.length,
-        "revision": None,
-        "task_type": _task_type(task, found),
-        **_shape_config(found, in_peft=_in_peft(found) and head_pooling(model) is None),
-    }
+    own = head_pooling(model) is not None  # PEFT has no such head
+    config = adapter_config.made(found, task, modules, base_name=base_name, length=prefix.length, own=own)
     facts = AdapterFacts(
         task,
         prefix.length,
@@ -175,9 +156,9 @@ def load_adapter(
     """
     found = anatomy(model)
     shape = PrefixShape(found.layers)
-    config = _read_config(folder / CONFIG)
+    config = adapter_config.read(folder / CONFIG)
     tensors, metadata = _read_weights(folder / WEIGHTS)
-    problems = _config_problems(config, found)
+    problems = adapter_config.problems(config, found)
     if not problems:
         facts = _facts(folder, config, metadata)
         problems += _purpose_problems(facts, task, base_digest)
@@ -205,8 +186,8 @@ def adapter_facts(folder: Path) -> AdapterFacts:
     Raises:
         AdapterError: a file is missing, truncated or says anything unknown.
     """
-    config = _read_config(folder / CONFIG)
-    if problems := _config_problems(config, None):
+    config = adapter_config.read(folder / CONFIG)
+    if problems := adapter_config.problems(config, None):
         raise AdapterError(f"{folder}: not an adapter: " + "; ".join(problems))
     _, metadata = _read_weights(folder / WEIGHTS)
     return _facts(folder, config, metadata)
@@ -264,7 +245,7 @@ def _shape_problems(
 
 def _facts(folder: Path, config: Mapping[str, Any], metadata: Mapping[str, str]) -> AdapterFacts:
     """What a `config` that is in order and the `metadata` beside it say."""
-    task: Task = _TASKS[config["task_type"]]
+    task: Task = TASKS[config["task_type"]]
     length, name = config["num_virtual_tokens"], config["base_model_name_or_path"] or ""
     if _FACTS not in metadata:
         return AdapterFacts(task, length, name, None, None)
@@ -342,20 +323,6 @@ def _serialise(tensors: Mapping[str, torch.Tensor], facts: AdapterFacts) -> byte
     return len(header).to_bytes(8, "little") + header + raw[8 + size :]
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise AdapterError(f"{path}: no such file; expected an adapter saved by prefixline or PEFT") from None
-    except OSError as error:
-        raise AdapterError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
-        raise AdapterError(f"{path}: is not JSON (truncated?): {error}") from None
-    if not isinstance(config, dict):
-        raise AdapterError(f"{path}: got {type(config).__name__}; expected a JSON object")
-    return config
-
-
 def _read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
@@ -366,96 +333,3 @@ def _read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         raise AdapterError(f"{path}: cannot be read: {error.strerror or error}") from None
     except SafetensorError as error:
         raise AdapterError(f"{path}: is not a whole safetensors file (truncated?): {error}") from None
-
-
-def _task_type(task: Task, found: Anatomy) -> str:
-    """PEFT's word for a task."""
-    if task == "generation":
-        return "SEQ_2_SEQ_LM" if found.encoder_decoder else "CAUSAL_LM"
-    return next(word for word, name in _TASKS.items() if name == task)
-
-
-def _in_peft(found: Anatomy) -> bool:
-    """Whether PEFT has a prefix for such a model: in every layer, all alike, with the tokens behind it."""
-    (first, *others) = set(found.layers)
-    return not others and first.key_size == first.value_size and found.shifts and found.every_layer
-
-
-def _shape_config(found: Anatomy, *, in_peft: bool) -> dict[str, Any]:
-    """The keys of a config that follow from the model's shape."""
-    if not in_peft:
-        return {
-            "layers": [[layer.heads, layer.key_size, layer.value_size] for layer in found.layers],
-            "peft_type": _OWN_TYPE,
-        }
-    first = found.layers[0]
-    width = first.heads * first.key_size
-    return {
-        "encoder_hidden_size": width,
-        "init_weights": None,
-        "num_attention_heads": first.heads,
-        "num_layers": len(found.layers),
-        "num_transformer_submodules": 1,
-        "peft_type": "PREFIX_TUNING",
-        "peft_version": _PEFT_VERSION,
-        "prefix_projection": False,
-        "token_dim": width,
-    }
-
-
-_ANY_SHAPE = frozenset(
-    "auto_mapping base_model_name_or_path inference_mode modules_to_save num_virtual_tokens revision task_type".split()
-)
-_PEFT_SHAPE = frozenset(
-    "encoder_hidden_size init_weights num_attention_heads num_layers num_transformer_submodules peft_type peft_version "
-    "prefix_projection token_dim".split()
-)
-
-
-def _config_problems(config: Mapping[str, Any], found: Anatomy | None) -> list[str]:
-    """What in `config` is unknown, missing, or (where `found` is given) not of that model."""
-    own = config.get("peft_type") == _OWN_TYPE
-    known = _ANY_SHAPE | (frozenset(("layers", "peft_type")) if own else _PEFT_SHAPE)
-    problems = [f"{CONFIG}: key {key!r} is unknown" for key in sorted(config.keys() - known)]
-    problems += [
-        f"{CONFIG}: key {key!r} is missing" for key in sorted(known - {"peft_version"} - config.keys())
-    ]
-    if problems:
-        return problems
-    if not own and config["num_transformer_submodules"] == 2:
-        return [
-            f"{CONFIG}: num_transformer_submodules: got 2, PEFT's prefix for a decoder behind an encoder, the same in "
-            "self- and cross-attention; expected one with the encoder's layers, as prefixline trains it"
-        ]
-    required: dict[str, Any] = {}
-    if not own:
-        required = {"peft_type": "PREFIX_TUNING", "num_transformer_submodules": 1}
-    if found is not None:
-        free = {"encoder_hidden_size", "init_weights", "peft_version", "prefix_projection"}
-        shape = _shape_config(found, in_peft=_in_peft(found) and not own)
-        required |= {key: value for key, value in shape.items() if key not in free}
-    problems = [
-        f"{CONFIG}: {key}: got {config.get(key)!r}; expected {value!r}"
-        for key, value in required.items()
-        if config.get(key) != value
-    ]
-    not_here = "" if found is None else ("CAUSAL_LM" if found.encoder_decoder else "SEQ_2_SEQ_LM")
-    *words, last = (word for word in _TASKS if word != not_here)
-    if config["task_type"] not in (*words, last):
-        problems.append(
-            f"{CONFIG}: task_type: got {config['task_type']!r}; expected {', '.join(words)} or {last}"
-        )
-    length = config["num_virtual_tokens"]
-    if type(length) is not int or length < 1:
-        problems.append(f"{CONFIG}: num_virtual_tokens: got {length!r}; expected a whole number of 1 or more")
-    name = config["base_model_name_or_path"]
-    if not isinstance(name, str | None):
-        problems.append(f"{CONFIG}: base_model_name_or_path: got {name!r}; expected a string or null")
-    modules = config["modules_to_save"]
-    if modules is not None and not (
-        isinstance(modules, list) and all(isinstance(name, str) for name in modules)
-    ):
-        problems.append(
-            f"{CONFIG}: modules_to_save: got {modules!r}; expected a list of module names or null"
-        )
-    return problems
