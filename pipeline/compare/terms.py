@@ -21,7 +21,7 @@ def equal(setting: Setting, swept: Sequence[Swept], steps: int, seeds: Sequence[
         f"The budget of a training: {steps:,} optimiser steps of {training.batch_size} {unit}, the same rows in the same "
         "order; no training stops early, and each keeps its step with the lowest validation loss.",
         f"The optimiser: AdamW, betas {training.adam_beta1:g} and {training.adam_beta2:g}, weight decay {training.weight_decay:g}, clipping at {training.max_grad_norm:g}, schedule "
-        f"{training.schedule} with {100 * training.warmup:g} % warm-up, float32, no dropout in the base.",
+        f"{training.schedule} with {100 * training.warmup:g} % warm-up, {training.dtype}, no dropout in the base.",
         f"The choice of the learning rate: by the lowest validation loss with seed {seeds[0]}.",
     ]
     if setting.task == "classification":

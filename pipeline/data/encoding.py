@@ -69,9 +69,10 @@ class Encoder:
         less = f" less the prefix's {prefix_length}" if prefix_length else ""
         self.reason = "data.max_tokens" if self.limit < room else f"the base's window of {window}{less}"
         if self.limit <= self.specials:
+            advice = "shorten prefix.length" if self.limit == room else "raise data.max_tokens"
             raise PrefixError(
                 f"a prefix of {prefix_length} in a window of {window} leaves {self.limit} tokens, of which"
-                f" {self.specials} are special; expected room for text: shorten prefix.length or raise data.max_tokens"
+                f" {self.specials} are special; expected room for text: {advice}"
             )
         bos = tokenizer.bos_token_id
         # A post-processor may put BOS in front of every text; the prompt then starts with it too.

@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import pydantic
+import pydantic.dataclasses
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -41,13 +42,14 @@ WEIGHTS = "adapter_model.safetensors"
 _VECTORS = "prompt_embeddings"
 _HEAD = "base_model."
 _FACTS = "prefixline"
+_BESIDE = "README.md"  # PEFT writes one
 
 
-@dataclass(frozen=True)
+@pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True))
 class AdapterFacts:
     """What an adapter says of itself, beyond its numbers.
 
-    Read from a file, each must be of its type, and nothing else may be there.
+    Each must be of its type; read from a file, nothing else may be there.
 
     Attributes:
         task: what it was trained for.
@@ -58,12 +60,10 @@ class AdapterFacts:
         pooling: which of the tokens' states the head reads; None for what the architecture's own head does.
     """
 
-    __pydantic_config__ = pydantic.ConfigDict(extra="forbid", strict=True)
-
     task: Task
     length: int
     base_name: str
-    base_digest: str | None
+    base_digest: Annotated[str, pydantic.Field(pattern="^[0-9a-f]{64}$")] | None
     labels: tuple[str, ...] | None
     pooling: Literal["mean"] | None = None
 
@@ -72,7 +72,7 @@ _READ = pydantic.TypeAdapter(AdapterFacts)
 
 
 def save_adapter(
-    folder: Path,
+    folder: Path | str,
     prefix: Prefix,
     model: PreTrainedModel,
     *,
@@ -85,18 +85,21 @@ def save_adapter(
     """Write `prefix`, and for classification its `head`, to `folder` in one step, replacing what was there.
 
     Args:
-        folder: where to; on an error it is as it was.
+        folder: where to: nothing, an empty folder, or one with an adapter. On an error it is as it was.
         prefix: a projection, if any, is folded away.
         model: the base it was trained on.
         head: the trained parameters of the classification head by their name in `model`; {} for generation.
         task: what it was trained for.
         base_name: what to record as the base model's name.
-        base_digest: what to record as the SHA-256 of the base model's files.
+        base_digest: what to record as the SHA-256 of the base model's files, 64 hex characters.
         labels: the classes in the order of the logits.
 
     Raises:
-        AdapterError: non-finite numbers, a head that is not whole or not of the model, or a disk that is full.
+        AdapterError: non-finite numbers, a head that is not whole or not of the model, facts that are not of their types
+            or not of the model, a folder that holds something else, or a disk that is full.
     """
+    folder = Path(folder)
+    _check_task(task)
     modules = sorted({_module_of(name, model) for name in head})
     problems = _shape_problems(head, _head_shapes(model, modules), task, modules)
     tensors = {_VECTORS: prefix.key_values().detach().float()}
@@ -105,18 +108,12 @@ def save_adapter(
     found = anatomy(model)
     if prefix.shape != (needed := PrefixShape(found.layers)):
         problems.append(f"the prefix is for {prefix.shape}; {type(model).__name__} needs {needed}")
-    if problems:
+    facts, wrong = _of_model(model, task, prefix.length, base_name, base_digest, labels)
+    problems += wrong + _foreign(folder)
+    if problems or facts is None:
         raise AdapterError(f"{folder}: nothing was saved: " + "; ".join(problems))
     own = head_pooling(model) is not None  # PEFT has no such head
     config = adapter_config.made(found, task, modules, base_name=base_name, length=prefix.length, own=own)
-    facts = AdapterFacts(
-        task,
-        prefix.length,
-        base_name,
-        base_digest,
-        None if labels is None else tuple(labels),
-        head_pooling(model),
-    )
     try:
         with new_folder(folder) as fresh:
             write_json(fresh / CONFIG, config)
@@ -129,7 +126,7 @@ def save_adapter(
 
 
 def load_adapter(
-    folder: Path,
+    folder: Path | str,
     model: PreTrainedModel,
     *,
     head: bool = True,
@@ -154,6 +151,9 @@ def load_adapter(
             all that is wrong.
         PrefixError: `model` cannot carry a prefix.
     """
+    folder = Path(folder)
+    if task is not None:
+        _check_task(task)
     found = anatomy(model)
     shape = PrefixShape(found.layers)
     config = adapter_config.read(folder / CONFIG)
@@ -174,18 +174,23 @@ def load_adapter(
         if head and modules:
             problems += _pooling_problems(facts, model)
     if problems:
-        raise AdapterError(f"{folder}: not an adapter for {type(model).__name__}: " + "; ".join(problems))
+        saved_for = config.get("base_model_name_or_path")
+        raise AdapterError(
+            f"{folder}: not an adapter for {type(model).__name__}: {'; '.join(problems)}"
+            + (f"; it was saved for the base {saved_for!r}" if saved_for else "")
+        )
     prefix = Prefix(shape, config["num_virtual_tokens"])
     prefix.init_from(tensors.pop(_VECTORS).float())
     return prefix, {name.removeprefix(_HEAD): tensor for name, tensor in tensors.items()}
 
 
-def adapter_facts(folder: Path) -> AdapterFacts:
+def adapter_facts(folder: Path | str) -> AdapterFacts:
     """What the adapter in `folder` says of itself.
 
     Raises:
         AdapterError: a file is missing, truncated or says anything unknown.
     """
+    folder = Path(folder)
     config = adapter_config.read(folder / CONFIG)
     if problems := adapter_config.problems(config, None):
         raise AdapterError(f"{folder}: not an adapter: " + "; ".join(problems))
@@ -252,11 +257,9 @@ def _facts(folder: Path, config: Mapping[str, Any], metadata: Mapping[str, str])
     try:
         facts = _READ.validate_json(metadata[_FACTS])
     except pydantic.ValidationError as error:
-        wrong = "; ".join(
-            f"{'.'.join(str(part) for part in one['loc']) or 'all of it'}: {one['msg']}"
-            for one in error.errors()
-        )
-        raise AdapterError(f"{folder / WEIGHTS}: metadata {_FACTS!r} is not understood: {wrong}") from None
+        raise AdapterError(
+            f"{folder / WEIGHTS}: metadata {_FACTS!r} is not understood: {'; '.join(_told(error))}"
+        ) from None
     said = {"task": (task, facts.task), "length": (length, facts.length), "base": (name, facts.base_name)}
     differ = [f"{what} {there!r} and {here!r}" for what, (there, here) in said.items() if there != here]
     if differ:
@@ -266,12 +269,76 @@ def _facts(folder: Path, config: Mapping[str, Any], metadata: Mapping[str, str])
     return facts
 
 
+def _told(error: pydantic.ValidationError) -> list[str]:
+    """What is wrong with facts, one by one."""
+    wrong = []
+    for one in error.errors():
+        where = ".".join(str(part) for part in one["loc"]) or "all of it"
+        got = "" if one["type"] in ("missing", "json_invalid") else f"got {one['input']!r}: "
+        wrong.append(f"{where}: {got}{one['msg']}")
+    return wrong
+
+
+def _check_task(task: str) -> None:
+    if task not in get_args(Task):
+        *words, last = get_args(Task)
+        raise AdapterError(f"task: got {task!r}; expected {', '.join(words)} or {last}")
+
+
+def _of_model(
+    model: PreTrainedModel,
+    task: Task,
+    length: int,
+    base_name: str,
+    base_digest: str | None,
+    labels: Sequence[str] | None,
+) -> tuple[AdapterFacts | None, list[str]]:
+    """The facts to save, and what is wrong with them for `model`."""
+    kind = type(model).__name__
+    wrong = []
+    heads = {"classification": "ForSequenceClassification", "token_classification": "ForTokenClassification"}
+    other = next((name for name, ending in heads.items() if kind.endswith(ending)), "generation")
+    if task != other and (task == "generation" or other != "generation"):
+        wrong.append(f"task: got {task}; {kind} is for {other}")
+    if labels is not None and not isinstance(labels, str) and task != "generation":
+        count = model.config.num_labels
+        if len(labels) != count:
+            wrong.append(f"labels: got {len(labels)}; the head of {kind} has {count}")
+    facts: dict[str, Any] = {
+        "task": task,
+        "length": length,
+        "base_name": base_name,
+        "base_digest": base_digest,
+        "labels": tuple(labels) if isinstance(labels, list) else labels,
+        "pooling": head_pooling(model),
+    }
+    try:
+        return AdapterFacts(**facts), wrong
+    except pydantic.ValidationError as error:
+        return None, wrong + _told(error)
+
+
+def _foreign(folder: Path) -> list[str]:
+    """What in `folder` is no part of an adapter, and would be lost with it."""
+    if not folder.exists():
+        return []
+    if not folder.is_dir():
+        return ["a file is there; expected a folder, or nothing; choose another place"]
+    names = sorted({entry.name for entry in folder.iterdir()} - {CONFIG, WEIGHTS, _BESIDE})
+    if not names:
+        return []
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return [f"the folder holds {names[0]!r}{more}, no part of an adapter; choose another or empty it"]
+
+
 def _purpose_problems(facts: AdapterFacts, task: Task | None, base_digest: str | None) -> list[str]:
     problems = []
     if task is not None and facts.task != task:
         problems.append(f"it is for {facts.task}; expected {task}")
     if None not in (base_digest, facts.base_digest) and facts.base_digest != base_digest:
-        problems.append(f"it was trained on the base model {facts.base_digest}; got {base_digest}")
+        problems.append(
+            f"it was trained on the base model {facts.base_digest}; got {base_digest}: load that base"
+        )
     return problems
 
 

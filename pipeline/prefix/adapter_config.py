@@ -18,7 +18,7 @@ CONFIG = "adapter_config.json"
 
 Task = Literal["classification", "token_classification", "generation"]
 
-TASKS: Mapping[str, Task] = {
+TASKS: Mapping[str, Task] = {  # by PEFT's words
     "SEQ_CLS": "classification",
     "TOKEN_CLS": "token_classification",
     "CAUSAL_LM": "generation",
@@ -126,6 +126,10 @@ def problems(config: Mapping[str, Any], found: Anatomy | None) -> list[str]:
             f"{CONFIG}: num_transformer_submodules: got 2, PEFT's prefix for a decoder behind an encoder, the same in "
             "self- and cross-attention; expected one with the encoder's layers, as prefixline trains it"
         ]
+    not_here = "" if found is None else ("CAUSAL_LM" if found.encoder_decoder else "SEQ_2_SEQ_LM")
+    *words, last = (word for word in TASKS if word != not_here)
+    if config["task_type"] not in (*words, last):
+        return [f"{CONFIG}: task_type: got {config['task_type']!r}; expected {', '.join(words)} or {last}"]
     required: dict[str, Any] = {}
     if not own:
         required = {"peft_type": "PREFIX_TUNING", "num_transformer_submodules": 1}
@@ -138,12 +142,6 @@ def problems(config: Mapping[str, Any], found: Anatomy | None) -> list[str]:
         for key, value in required.items()
         if config.get(key) != value
     ]
-    not_here = "" if found is None else ("CAUSAL_LM" if found.encoder_decoder else "SEQ_2_SEQ_LM")
-    *words, last = (word for word in TASKS if word != not_here)
-    if config["task_type"] not in (*words, last):
-        wrong.append(
-            f"{CONFIG}: task_type: got {config['task_type']!r}; expected {', '.join(words)} or {last}"
-        )
     length = config["num_virtual_tokens"]
     if type(length) is not int or length < 1:
         wrong.append(f"{CONFIG}: num_virtual_tokens: got {length!r}; expected a whole number of 1 or more")

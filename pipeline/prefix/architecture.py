@@ -101,6 +101,7 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
     Raises:
         PrefixError: it cannot carry a prefix; the message says why and what can.
     """
+    _check_is_model(model)
     config = model.config.get_text_config()
     if shared := getattr(config, "num_kv_shared_layers", None):
         _refuse(model, f"shares keys and values between layers (num_kv_shared_layers = {shared})")
@@ -140,6 +141,12 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
         every_layer=not hybrid,
         plain_cache=causal and place != "projections" and not (both or hybrid or latent),
     )
+
+
+def _check_is_model(model: object) -> None:
+    # By its config, not its class: what torch.compile makes of a model is no PreTrainedModel.
+    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+        raise PrefixError(f"got a {type(model).__name__}; expected a loaded model of transformers")
 
 
 def _place(model: PreTrainedModel) -> tuple[Place, list[nn.Module]]:

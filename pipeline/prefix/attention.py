@@ -174,6 +174,8 @@ class Attachment:
 
 def check_fits(model: PreTrainedModel, found: Anatomy, shape: PrefixShape, prefix: Prefix) -> None:
     """Raise PrefixError where `prefix` is not of `model`'s `shape`, or leaves no position for a token."""
+    if not isinstance(prefix, Prefix):
+        raise PrefixError(f"got a {type(prefix).__name__} to attach; expected a Prefix")
     if prefix.shape != shape:
         raise PrefixError(f"the prefix is for {prefix.shape}; {type(model).__name__} needs {shape}")
     check_window(found, prefix.length, 1)

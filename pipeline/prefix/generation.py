@@ -55,8 +55,8 @@ def generate(
     found = anatomy(model)
     check_prompts(model, found, input_ids, attention_mask)
     length = 0 if prefix is None else prefix.length
-    check_window(found, length, longest(found, input_ids.shape[1], max_new_tokens))
     settings = search(max_new_tokens, beams, eos_token_id=eos_token_id, pad_token_id=pad_token_id)
+    check_room(found, length, input_ids.shape[1], max_new_tokens)
     if prefix is None:
         check_free(model, found)
         return continued(model, settings, input_ids, attention_mask)
@@ -108,8 +108,13 @@ def search(
     """Greedy or beam search, as transformers is told of it.
 
     Raises:
-        PrefixError: a search of no width, or for no token.
+        PrefixError: a search of no width, for no token, or with nothing to fill rows up with.
     """
+    if pad_token_id is None:
+        raise PrefixError(
+            "generation: pad_token_id: got None; expected the token that fills rows which stopped sooner, as the tokenizer's "
+            "eos_token_id"
+        )
     if beams < 1 or max_new_tokens < 1:
         raise PrefixError(
             f"generation: got beams = {beams} and max_new_tokens = {max_new_tokens}; expected at least 1 of each"
@@ -132,16 +137,47 @@ def check_prompts(
         raise PrefixError(
             f"{type(model).__name__} is in training mode, with dropout; call model.eval() first"
         )
+    for name, given in (("input_ids", input_ids), ("attention_mask", attention_mask)):
+        if not isinstance(given, torch.Tensor) or given.dim() != 2 or 0 in given.shape:
+            got = (
+                f"shape {list(given.shape)}"
+                if isinstance(given, torch.Tensor)
+                else f"a {type(given).__name__}"
+            )
+            raise PrefixError(f"generation: {name}: got {got}; expected a tensor [B, N] with a token or more")
     both = found.encoder_decoder
     if not (both or found.causal) or not model.can_generate():
         raise PrefixError(
             f"{type(model).__name__} does not generate; load the base as a causal language model"
         )
-    if attention_mask.shape != input_ids.shape or not (both or bool(attention_mask[:, -1].all())):
+    if attention_mask.shape != input_ids.shape:
         raise PrefixError(
             f"generation: got a mask of shape {list(attention_mask.shape)} for prompts of shape "
-            f"{list(input_ids.shape)}; expected both alike, with the padding on the left"
+            f"{list(input_ids.shape)}; expected both alike"
         )
+    if not both and not bool(attention_mask[:, -1].all()):
+        raise PrefixError(
+            "generation: got prompts with padding on the right, where the text would go on; expected it on the left "
+            '(padding_side="left")'
+        )
+
+
+def check_room(found: Anatomy, length: int, prompt: int, new: int) -> None:
+    """Raise PrefixError where a prefix of `length`, a prompt of so many tokens and `new` ones do not fit the window."""
+    check_window(found, length, longest(found, prompt, 0))
+    tokens = longest(found, prompt, new)
+    taken = length if found.shifts else 0
+    if found.window is None or taken + tokens <= found.window:
+        return
+    if found.encoder_decoder:
+        raise PrefixError(
+            f"max_new_tokens of {new} and the token that the decoder begins with: more than the {found.window} positions of the "
+            "base model; lower max_new_tokens"
+        )
+    raise PrefixError(
+        f"prefix of {taken} + prompt of {prompt} tokens + max_new_tokens of {new}: more than the {found.window} positions of "
+        "the base model; lower max_new_tokens, or shorten the prompt or the prefix"
+    )
 
 
 def longest(found: Anatomy, prompt: int, new: int) -> int:

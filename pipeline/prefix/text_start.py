@@ -31,6 +31,10 @@ def text_key_values(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Te
         PrefixError: `model` cannot carry a prefix, or the text is empty, of tokens that it does not have, or longer than
             its window or sliding window.
     """
+    if not isinstance(input_ids, torch.Tensor):
+        raise PrefixError(
+            f"text for the prefix: got a {type(input_ids).__name__}; expected its tokens as a tensor [P]"
+        )
     if input_ids.dim() != 1 or len(input_ids) == 0:
         raise PrefixError(
             f"text for the prefix: got shape {list(input_ids.shape)}; expected [P] with P of 1 or more"

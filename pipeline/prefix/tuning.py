@@ -106,6 +106,8 @@ class Prefix(nn.Module):
         super().__init__()
         if type(length) is not int or length < 1:
             raise PrefixError(f"prefix length: got {length!r}; expected a whole number of 1 or more")
+        if projection is not None and (type(projection) is not int or projection < 1):
+            raise PrefixError(f"projection: got {projection!r}; expected a width of 1 or more, or None")
         self.shape = shape
         self.length = length
         self.projection = projection
@@ -154,10 +156,14 @@ class Prefix(nn.Module):
         layer scaled so that the vectors have that standard deviation.
 
         Raises:
-            PrefixError: a standard deviation that is not a finite number above 0.
+            PrefixError: a standard deviation that is not a finite number above 0, or no generator.
         """
+        if not isinstance(generator, torch.Generator):
+            raise PrefixError(
+                f"random start: generator: got {generator!r}; expected a torch.Generator, as torch.Generator().manual_seed(0)"
+            )
         for name, number in (("scale", scale), ("value_scale", value_scale)):
-            if number is not None and not 0 < number < math.inf:
+            if number is not None and not (isinstance(number, int | float) and 0 < number < math.inf):
                 raise PrefixError(f"random start: {name}: got {number!r}; expected a finite number above 0")
         values = 1.0 if value_scale is None else value_scale / scale
         shares = torch.cat(

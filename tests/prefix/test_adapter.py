@@ -26,7 +26,7 @@ from pipeline.prefix.adapter import (
 )
 from pipeline.prefix.attention import attach
 from pipeline.prefix.tuning import Prefix, PrefixShape
-from tests.prefix.models import batch, decoder, encoder, in_peft, random_prefix
+from tests.prefix.models import batch, decoder, encoder, encoder_decoder, in_peft, random_prefix
 
 LABELS = ("a", "b", "c", "d", "e")
 
@@ -394,14 +394,15 @@ def test_facts_that_are_in_order_are_read_from_any_writers_json(tmp_path: Path) 
         ("{", "is not understood"),
         ("{}", "is not understood: task: Field required; "),
         ("[]", "is not understood: all of it: "),
-        (facts_with(unheard=1), "unheard: Unexpected"),
-        (facts_with(task="translation"), "task: Input should be 'classification'"),
-        (facts_with(length="5"), "length: Input should be a valid integer"),
-        (facts_with(base_name=None), "base_name: Input should be a valid string"),
-        (facts_with(base_digest=7), "base_digest: Input should be a valid string"),
-        (facts_with(labels="abcde"), "labels: Input should be a valid array"),
-        (facts_with(labels=["a", 2]), r"labels.1: Input should be a valid string"),
-        (facts_with(pooling="max"), "pooling: Input should be 'mean'"),
+        (facts_with(unheard=1), "unheard: got 1: Unexpected"),
+        (facts_with(task="translation"), "task: got 'translation': Input should be 'classification'"),
+        (facts_with(length="5"), "length: got '5': Input should be a valid integer"),
+        (facts_with(base_name=None), "base_name: got None: Input should be a valid string"),
+        (facts_with(base_digest=7), "base_digest: got 7: Input should be a valid string"),
+        (facts_with(base_digest="abc"), "base_digest: got 'abc': String should match pattern"),
+        (facts_with(labels="abcde"), "labels: got 'abcde': Input should be a valid array"),
+        (facts_with(labels=["a", 2]), r"labels.1: got 2: Input should be a valid string"),
+        (facts_with(pooling="max"), "pooling: got 'max': Input should be 'mean'"),
         (
             '{"task":"generation","length":5,"base_name":"tiny","base_digest":null,"labels":null}',
             "contradict each other: task 'classification' and 'generation'$",
@@ -436,6 +437,78 @@ def test_an_adapter_for_another_task_or_of_another_base_of_the_same_shape_is_ref
         f"it is for {task}; expected token_classification; it was trained on the base model {'f' * 64}; got {'0' * 64}"
         in str(caught.value)
     )
+
+
+@pytest.mark.parametrize(
+    ("make", "change", "message"),
+    [
+        (
+            decoder,
+            {"task": "gen"},
+            "task: got 'gen'; expected classification, token_classification or generation",
+        ),
+        (decoder, {"base_digest": "abc"}, "base_digest: got 'abc': String should match pattern"),
+        (decoder, {"base_digest": 7}, "base_digest: got 7: Input should be a valid string"),
+        (encoder, {"labels": "abcde"}, "labels: got 'abcde': Input should be a valid tuple"),
+        (encoder, {"labels": [0, 1, 2, 3, 4]}, "labels.0: got 0: Input should be a valid string"),
+        (encoder, {"labels": ["a", "b"]}, "labels: got 2; the head of BertForSequenceClassification has 5"),
+        (
+            encoder,
+            {"task": "token_classification"},
+            r"task: got token_classification; Bert\w+ is for classification",
+        ),
+        (encoder, {"task": "generation", "head": {}}, r"task: got generation; Bert\w+ is for classification"),
+    ],
+)
+def test_facts_that_could_not_be_read_or_are_not_the_models_are_not_saved(
+    make: Any, change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(AdapterError, match=message):
+        saved(tmp_path / "adapter", make(), random_prefix(make()), **change)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_task_that_there_is_not_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="task: got 'gen'; expected classification, token_"):
+        load_adapter(tmp_path, decoder(), task="gen")  # type: ignore[arg-type]
+
+
+def test_a_folder_that_holds_anything_else_is_left_as_it_is(tmp_path: Path) -> None:
+    model, folder = decoder(), tmp_path / "documents"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("years")
+    with pytest.raises(AdapterError, match=r"the folder holds 'thesis.txt', no part of an adapter; choose"):
+        saved(folder, model, random_prefix(model))
+    assert (folder / "thesis.txt").read_text() == "years"
+    with pytest.raises(AdapterError, match="a file is there; expected a folder, or nothing"):
+        saved(folder / "thesis.txt", model, random_prefix(model))
+    assert [entry.name for entry in folder.iterdir()] == ["thesis.txt"]
+
+
+def test_an_adapter_or_an_empty_folder_is_replaced_also_where_a_string_names_it(tmp_path: Path) -> None:
+    model, folder = decoder(), tmp_path / "adapter"
+    folder.mkdir()
+    for seed in (1, 2):
+        prefix = random_prefix(model, seed=seed)
+        save_adapter(str(folder), prefix, model, head={}, task="generation", base_name="tiny")
+        assert torch.equal(load_adapter(str(folder), model)[0].vectors, prefix.vectors)
+        assert adapter_facts(str(folder)).base_name == "tiny"
+        (folder / "README.md").write_text("as PEFT writes one")
+
+
+def test_an_error_says_which_base_the_adapter_was_saved_for(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "adapter", encoder(), random_prefix(encoder()))
+    with pytest.raises(AdapterError, match=r"it was saved for the base 'tiny'$"):
+        load_adapter(folder, encoder(num_hidden_layers=2))
+
+
+def test_a_decoders_adapter_on_an_encoder_decoder_is_told_in_one_sentence(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "adapter", decoder(), random_prefix(decoder()))
+    with pytest.raises(
+        AdapterError,
+        match=r"ration: adapter_config.json: task_type: got 'CAUSAL_LM'; expected SEQ_CLS, TOKEN_CLS or SEQ_2_SEQ_LM; it",
+    ):
+        load_adapter(folder, encoder_decoder())
 
 
 def test_an_adapter_that_records_no_base_is_taken_for_any(tmp_path: Path) -> None:

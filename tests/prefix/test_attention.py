@@ -515,3 +515,14 @@ def test_a_cache_that_is_asked_for_under_checkpointing_changes_no_gradient(famil
         gradients.append(prefix.vectors.grad)
     plain, checkpointed_gradient = gradients
     assert (checkpointed_gradient - plain).abs().max() < 1e-4 * plain.abs().max()
+
+
+def test_what_is_no_model_or_no_prefix_is_refused() -> None:
+    model: Any = decoder()
+    prefix: Any = random_prefix(model)
+    with pytest.raises(PrefixError, match="got a Prefix; expected a loaded model"):
+        attach(prefix, model)
+    with pytest.raises(PrefixError, match="got a str; expected a loaded model"):
+        PrefixShape.of_model("path/to/base")  # type: ignore[arg-type]
+    with pytest.raises(PrefixError, match="got a PrefixShape to attach; expected a Prefix"):
+        attach(model, prefix.shape)

@@ -11,7 +11,7 @@ from pipeline.errors import PrefixError
 from pipeline.prefix.attention import attach
 from pipeline.prefix.generation import generate
 from pipeline.prefix.tuning import Prefix
-from tests.prefix.models import batch, decoder, encoder, random_prefix
+from tests.prefix.models import batch, decoder, encoder, encoder_decoder, random_prefix
 
 NEW = 6
 END = 60  # not in the vocabulary of 60, so no search ends early by itself
@@ -106,7 +106,7 @@ def test_a_row_that_ends_sooner_is_filled_with_padding() -> None:
 
 def test_padding_on_the_right_is_refused() -> None:
     model = decoder()
-    with pytest.raises(PrefixError, match="expected both alike, with the padding on the left"):
+    with pytest.raises(PrefixError, match=r"padding on the right, .* expected it on the left"):
         generate(model, random_prefix(model), **batch(side="right"), **settings())
 
 
@@ -125,8 +125,39 @@ def test_a_mask_of_another_shape_is_refused() -> None:
 def test_what_would_leave_the_window_is_refused_before_anything_is_computed() -> None:
     model = decoder()
     model.get_input_embeddings().register_forward_hook(lambda *_: pytest.fail("it computed"))
-    with pytest.raises(PrefixError, match="prefix of 5 \\+ input of 60 tokens"):
+    told = r"prefix of 5 \+ prompt of 9 tokens \+ max_new_tokens of 51: more than the 64 positions .*; lower max_new_tokens"
+    with pytest.raises(PrefixError, match=told):
         generate(model, random_prefix(model), **batch(side="left"), **settings(max_new_tokens=51))
+
+
+def test_an_answer_longer_than_an_encoder_decoders_window_is_refused() -> None:
+    model = encoder_decoder("Bart")
+    with pytest.raises(
+        PrefixError, match=r"max_new_tokens of 64 and the token .* the 64 positions of the base"
+    ):
+        generate(model, random_prefix(model), **batch(), **settings(max_new_tokens=64))
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "got"),
+    [
+        ("input_ids", torch.tensor([5, 6]), r"shape \[2\]"),
+        ("input_ids", torch.empty(3, 0, dtype=torch.long), r"shape \[3, 0\]"),
+        ("input_ids", "Where is my card?", "a str"),
+        ("attention_mask", None, "a NoneType"),
+    ],
+)
+def test_prompts_that_are_no_rows_of_tokens_are_refused(name: str, given: Any, got: str) -> None:
+    model = decoder()
+    inputs: dict[str, Any] = {**batch(side="left"), name: given}
+    with pytest.raises(PrefixError, match=rf"generation: {name}: got {got}; expected a tensor \[B, N\]"):
+        generate(model, random_prefix(model), **inputs, **settings())
+
+
+def test_a_search_without_a_token_to_fill_rows_up_is_refused() -> None:
+    model = decoder()
+    with pytest.raises(PrefixError, match="pad_token_id: got None; expected the token that fills rows"):
+        generate(model, random_prefix(model), **batch(side="left"), **settings(pad_token_id=None))
 
 
 @pytest.mark.parametrize("wrong", [{"beams": 0}, {"max_new_tokens": 0}])

@@ -5,6 +5,8 @@ That a decoder then answers as it would after the text is a column of the table 
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -35,8 +37,8 @@ def test_text_key_values_of_an_encoder_are_its_own_projections() -> None:
         assert (got[layer][0] - keys).abs().max() < 1e-6
 
 
-@pytest.mark.parametrize("text", [torch.empty(0, dtype=torch.long), torch.tensor([[1, 2]])])
-def test_text_that_is_no_row_of_tokens_is_refused(text: torch.Tensor) -> None:
+@pytest.mark.parametrize("text", [torch.empty(0, dtype=torch.long), torch.tensor([[1, 2]]), [1, 2], "a b"])
+def test_text_that_is_no_row_of_tokens_is_refused(text: Any) -> None:
     with pytest.raises(PrefixError, match="text for the prefix"):
         text_key_values(decoder(), text)
 

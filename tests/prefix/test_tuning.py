@@ -143,12 +143,24 @@ def test_a_length_that_is_no_whole_number_of_one_or_more_is_refused(length: Any)
         Prefix(SHAPE, length)
 
 
-@pytest.mark.parametrize("wrong", [0.0, -0.5, math.nan, math.inf])
+@pytest.mark.parametrize("wrong", [0.0, -0.5, math.nan, math.inf, "0.5"])
 @pytest.mark.parametrize("name", ["scale", "value_scale"])
 def test_a_random_start_without_a_finite_deviation_above_zero_is_refused_and_draws_nothing(
-    name: str, wrong: float
+    name: str, wrong: Any
 ) -> None:
     prefix = Prefix(SHAPE, 5)
     with pytest.raises(PrefixError, match=f"random start: {name}: got {wrong!r}; expected a finite number"):
-        prefix.init_random(**{"scale": 0.5, name: wrong}, generator=drawn())
+        prefix.init_random(**{"scale": 0.5, name: wrong, "generator": drawn()})
     assert not prefix.vectors.any()
+
+
+@pytest.mark.parametrize("projection", [0, -1, "8", 2.5])
+def test_a_projection_that_is_no_width_is_refused(projection: Any) -> None:
+    with pytest.raises(PrefixError, match=re.escape(f"projection: got {projection!r}; expected a width")):
+        Prefix(SHAPE, 5, projection=projection)
+
+
+@pytest.mark.parametrize("generator", [None, 7])
+def test_a_random_start_without_a_generator_is_refused(generator: Any) -> None:
+    with pytest.raises(PrefixError, match=f"generator: got {generator}; expected a torch.Generator"):
+        Prefix(SHAPE, 5).init_random(0.5, generator)
