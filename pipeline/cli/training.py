@@ -80,9 +80,20 @@ def data(workspace: Path, name: str, json_output: bool) -> None:
         show_card(card, page)
 
 
-def _listed(ctx: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...] | None:
-    """`a,b` → (a, b)."""
-    return None if value is None else tuple(part.strip() for part in value.split(",") if part.strip())
+def _methods(ctx: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    """`prefix,LoRA` → (prefix, lora)."""
+    if value is None:
+        return None
+    return tuple(_method(part, ctx, option) for part in value.split(",") if part.strip())
+
+
+def _method(name: str, ctx: click.Context, option: click.Parameter) -> str:
+    from pipeline.compare.methods import METHODS
+
+    name = name.strip().lower()
+    if name not in METHODS:
+        raise click.BadParameter(f"got {name!r}; expected some of {', '.join(METHODS)}", ctx, option)
+    return name
 
 
 def _rates(
@@ -100,6 +111,7 @@ def _rates(
             raise click.BadParameter(
                 f"got {value!r}; expected METHOD=RATE,RATE,… as in lora=0.001,0.003", ctx, option
             )
+        method = _method(method, ctx, option)
         if method in found:
             raise click.BadParameter(f"got {method} twice; expected each method once", ctx, option)
         found[method] = numbers
@@ -109,7 +121,7 @@ def _rates(
 @click.command()
 @click.argument("name")
 @click.option(
-    "--methods", callback=_listed, metavar="NAME,…",
+    "--methods", callback=_methods, metavar="NAME,…",
     help="Of prefix, prompt, ptuning, lora, probe; all that the task has if not given.",
 )  # fmt: skip
 @click.option(

@@ -80,8 +80,16 @@ def compare(
     methods = chosen(names, entry.task)
     tried = _rates(methods, rates or {})
     if lora_rank is not None and "lora" not in methods:
-        raise CompareError("a rank for LoRA was given, and LoRA is not among the methods")
+        raise CompareError(
+            "a rank for LoRA was given, and LoRA is not among the methods: add lora to --methods, or leave --lora-rank out"
+        )
     out = (out or default_folder(workspace.root, name)).expanduser().resolve()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CompareError(
+            f"{out}: the folder cannot be made: {error.strerror}; choose another with --out"
+        ) from None
     with exclusive(
         out / ".lock", waiting=lambda: say(f"{out}: another comparison is at work here; waiting for it")
     ):

@@ -10,7 +10,7 @@ from pipeline.errors import CompareError
 from pipeline.params import TASK_METRICS, Task
 
 INSTALL = 'pip install "peft>=0.21.2,<0.22"'
-"""The command that installs what the extra `compare` names."""
+"""The command that installs what the extra `compare` names, also where prefixline's own folder is not at hand."""
 
 
 @dataclass(frozen=True)

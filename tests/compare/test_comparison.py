@@ -235,6 +235,13 @@ def test_what_makes_no_sense_is_refused_before_anything_is_prepared(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_cannot_be_made_is_an_error(line: Line):
+    with pytest.raises(
+        CompareError, match=r"/proc/nowhere: the folder cannot be made: .*; choose another with --out"
+    ):
+        compare(line, "words", Path("/proc/nowhere"))
+
+
 def test_imported_data_that_is_not_here_yet_is_an_error(line: Line, tmp_path: Path):
     copy = Line(shutil.copytree(line.root, tmp_path / "copy", symlinks=True))
     copy.change_params(
@@ -295,7 +302,7 @@ def test_ctrl_c_ends_the_command_with_a_checkpoint_and_the_next_call_goes_on(
     line: Line, tmp_path: Path, started: list[tuple[str, int]]
 ):
     arguments = [
-        "-w", str(line.root), "compare", "words", "--methods", "prefix,probe", "--rates", "prefix=0.1",
+        "-w", str(line.root), "compare", "words", "--methods", "Prefix, probe", "--rates", "prefix=0.1",
         "--max-steps", "100", "--out", str(tmp_path),
     ]  # fmt: skip
     process = subprocess.Popen(
@@ -328,6 +335,8 @@ def test_ctrl_c_ends_the_command_with_a_checkpoint_and_the_next_call_goes_on(
         (["--rates", "lora"], "got 'lora'; expected METHOD=RATE,RATE"),
         (["--rates", "lora=a"], "got 'lora=a'; expected METHOD=RATE,RATE"),
         (["--rates", "lora=0.1", "--rates", "lora=0.2"], "got lora twice"),
+        (["--rates", "lorra=0.1"], "got 'lorra'; expected some of prefix, prompt, ptuning, lora, probe"),
+        (["--methods", "prefix,foo"], "got 'foo'; expected some of prefix, prompt, ptuning, lora, probe"),
         (["--seeds", "0"], "Invalid value for '--seeds'"),
         (["--max-steps", "0"], "Invalid value for '--max-steps'"),
     ],
