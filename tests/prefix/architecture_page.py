@@ -11,7 +11,9 @@ import peft
 import torch
 import transformers
 
-from tests.prefix.models import REFUSED
+from pipeline.errors import PrefixError
+from pipeline.prefix.tuning import PrefixShape
+from tests.prefix.models import REFUSED, refused
 from tests.prefix.properties import CASES, PROPERTIES, TOLERANCE, outcome, peer
 
 PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
@@ -51,8 +53,10 @@ def page() -> str:
         "engine with itself in the plainest way: one row alone, without cache, packing or checkpointing. Logits, gradients and padding",
         "are compared in float64.",
         "",
-        "Rows have up to 9 tokens. Where a case names a window, layers see fewer: of the tokens, for every one of them still sees the",
-        "whole of our prefix. PEFT, which keeps the prefix in a cache, loses it out of sight.",
+        "Rows have up to 9 tokens. Where a case names a window, some of its layers see only that many tokens (ModernBERT: to either side);",
+        "our prefix stays in sight of every token, while PEFT's lies in the key/value cache and slides out of sight. Other words after a",
+        "name: T5 and Bart unequal have an encoder and a decoder of other depths or heads; Falcon grouped has fewer key/value heads",
+        "than heads, Falcon ALiBi tells distances by ALiBi.",
     ]
     columns = [*PROPERTIES, "PEFT: logits", "PEFT: padding", "PEFT: checkpointing"]
     for kind, title in KINDS.items():
@@ -74,8 +78,9 @@ def page() -> str:
         "",
         "## Refused",
         "",
-        f"{', '.join(REFUSED)}: they have no attention layer that a prefix can enter, share keys and values between layers,",
-        "attend more than once in a layer, or route the tokens of an encoder-decoder to experts. They are refused with one error before anything is computed (tests/prefix/test_architecture.py).",
+        "Each with one error, before anything is computed (tests/prefix/test_architecture.py):",
+        "",
+        *(f"- **{family}**: {_refusal(family)}" for family in REFUSED),
     ]
     return "\n".join(lines) + "\n"
 
@@ -83,7 +88,16 @@ def page() -> str:
 def _peers(found: str) -> str:
     if found in ("equal", ""):
         return found
-    return "PEFT: its logits or gradients differ" if found == "differs" else f"PEFT: {found}"
+    return "PEFT runs, and it does not hold" if found == "differs" else f"PEFT: {found}"
+
+
+def _refusal(family: str) -> str:
+    """Why a model of `family` is refused, in the error's words."""
+    try:
+        PrefixShape.of_model(refused(family))
+    except PrefixError as error:
+        return str(error).partition(" cannot carry a prefix: it ")[2].partition("; ")[0]
+    raise AssertionError(f"{family} is not refused")
 
 
 def _first_line(text: str | None) -> str:

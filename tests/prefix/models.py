@@ -187,6 +187,15 @@ REFUSED: dict[str, dict[str, Any]] = {
 }
 
 
+def refused(family: str) -> Any:
+    """A model that cannot carry a prefix, without weights."""
+    kinds = {"Deberta": "Model", "SwitchTransformers": "ForConditionalGeneration"}
+    with torch.device("meta"):
+        return getattr(transformers, family + kinds.get(family, "ForCausalLM"))(
+            config_of(family, REFUSED[family])
+        )
+
+
 def config_of(family: str, extra: dict[str, Any], **more: Any) -> Any:
     """A config of `family` with `extra`, whose key "class" names another one's class."""
     extra = {key: value for key, value in extra.items() if key != "class"}

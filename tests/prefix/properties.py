@@ -601,7 +601,7 @@ def peer(case: Case) -> dict[str, str]:
         try:
             return "equal" if what() else "differs"
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer
-            return type(error).__name__
+            return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:90]}"
 
     logits, told = tried(lambda: _peer_logits(case, told_shape=False)), False
     if logits != "equal" and tried(lambda: _peer_logits(case, told_shape=True)) == "equal":
