@@ -163,6 +163,10 @@ def load_adapter(
         facts = _facts(folder, config, metadata)
         problems += _purpose_problems(facts, task, base_digest)
         modules = config["modules_to_save"] or []
+        if facts.task == "generation" and modules:
+            problems.append(
+                f"{CONFIG}: modules_to_save: got {modules!r}; expected null for generation, which has no head"
+            )
         expected: dict[str, tuple[int, ...]] = {_VECTORS: (config["num_virtual_tokens"], shape.size)}
         if head:
             expected |= {_HEAD + name: size for name, size in _head_shapes(model, modules).items()}
@@ -300,10 +304,15 @@ def _of_model(
     other = next((name for name, ending in heads.items() if kind.endswith(ending)), "generation")
     if task != other and (task == "generation" or other != "generation"):
         wrong.append(f"task: got {task}; {kind} is for {other}")
-    if labels is not None and not isinstance(labels, str) and task != "generation":
+    if task == "generation":
+        if labels is not None:
+            wrong.append("labels: got some; expected none for generation")
+    elif labels is not None and not isinstance(labels, str):
         count = model.config.num_labels
         if len(labels) != count:
             wrong.append(f"labels: got {len(labels)}; the head of {kind} has {count}")
+        if len(set(labels)) < len(labels):
+            wrong.append(f"labels: got {list(labels)!r}, some twice; expected each once")
     facts: dict[str, Any] = {
         "task": task,
         "length": length,

@@ -41,7 +41,7 @@ def read(path: Path) -> dict[str, Any]:
         raise AdapterError(f"{path}: no such file; expected an adapter saved by prefixline or PEFT") from None
     except OSError as error:
         raise AdapterError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise AdapterError(f"{path}: is not JSON (truncated?): {error}") from None
     if not isinstance(config, dict):
         raise AdapterError(f"{path}: got {type(config).__name__}; expected a JSON object")

@@ -29,6 +29,7 @@ _WAY_OUT = (
     "Gemma 3, GPT-2, T5, BART, ...), or hands its keys and values to a cache (BLOOM, Falcon, MPT, GPT-J)"
 )
 _ATTENTION_KINDS = {"full_attention", "sliding_attention", "chunked_attention"}
+_OTHER_KINDS = {"linear_attention", "conv", "mamba", "moe", "mlp"}
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Anatomy:
         layers: the shape of a prefix in each of them.
         place: where the prefix enters.
         window: the most positions the model can tell apart; None where nothing limits them.
-        sliding_window: the shortest span of tokens a layer sees; None where every layer sees all.
+        sliding_window: of a decoder, the shortest span of tokens that a layer sees; None where every layer sees all.
         causal: whether a token sees only what is before it; of an encoder and a decoder, the encoder's answer.
         padding_offset: RoBERTa counts real tokens from `padding_idx` + 1; this is `padding_idx`, else None.
         shifts: whether real tokens stand behind the prefix, from position P on, as they do in PEFT. Where a model
@@ -105,6 +106,8 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
     config = model.config.get_text_config()
     if shared := getattr(config, "num_kv_shared_layers", None):
         _refuse(model, f"shares keys and values between layers (num_kv_shared_layers = {shared})")
+    if getattr(config, "prompt_types", None):
+        _refuse(model, "puts a prompt of its own in front, and takes what is in its cache for that")
     place, modules = _place(model)
     both = bool(getattr(model.config, "is_encoder_decoder", False))
     if both:
@@ -121,7 +124,7 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
         window -= padding_offset + 1
     spans = [
         span
-        for key in ("sliding_window", "attention_chunk_size", "local_attention")
+        for key in ("sliding_window", "attention_chunk_size")
         if isinstance(span := getattr(config, key, None), int) and span > 0
     ]
     causal = bool(getattr(attention[0], "is_causal", place != "projections"))
@@ -177,6 +180,8 @@ def _one_stack(
     model: PreTrainedModel, config: Any, modules: list[nn.Module]
 ) -> tuple[tuple[PreTrainedModel, ...], tuple[nn.Module, ...]]:
     attention = sorted(modules, key=lambda module: getattr(module, "layer_idx", None) or 0)
+    if any(_takes(module, "cross_attention_states") for module in modules):
+        _refuse(model, "has layers that attend to an image and not to the text")
     kinds = getattr(config, "layer_types", None)
     expected = config.num_hidden_layers
     if kinds is not None:
@@ -191,7 +196,18 @@ def _one_stack(
             for i in range(inner)
         ]
         expected *= inner
-    if len(attention) != expected:
+    unknown = sorted(set(kinds or ()) - _ATTENTION_KINDS - _OTHER_KINDS)
+    if len(attention) != expected and unknown:
+        _refuse(
+            model, f"has layers of kinds of which it is not known whether they attend ({', '.join(unknown)})"
+        )
+    if len(attention) > expected:
+        _refuse(
+            model,
+            f"has {len(attention)} attention modules for {expected} layers of text: others see images or sound, say; load "
+            "its language model alone",
+        )
+    if len(attention) < expected:
         _refuse(
             model,
             f"has {expected} attention layers, of which {len(attention)} have their own attention module that a "
@@ -251,7 +267,9 @@ def _layer_shape(model: PreTrainedModel, module: Any, number: int) -> LayerShape
             or getattr(config, "num_key_value_heads", None)
             or config.num_attention_heads
         )
-    return LayerShape(heads, size, size)
+    heads *= getattr(module, "top_k", 1)  # JetMoE repeats its keys and values for each expert of a token
+    value_size = getattr(module, "v_head_dim", size)
+    return LayerShape(heads, size, value_size if isinstance(value_size, int) else size)
 
 
 @cache

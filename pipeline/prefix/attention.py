@@ -136,7 +136,11 @@ class Attachment:
         """How many positions each row's tokens take, [B] or [1]."""
         found, given, mask = self._anatomy, kwargs.get("position_ids"), kwargs.get("attention_mask")
         if given is not None:  # then tokens that lie in one row do not all stand behind one another
-            return [int(last) + 1 for last in given.amax(1)]
+            first = 0 if found.padding_offset is None else found.padding_offset + 1
+            last = given.amax(
+                -1
+            )  # [B], or a dimension more where positions have several parts (multimodal rotary ones)
+            return [int(position) + 1 - first for position in last.flatten()]
         width = past + like.shape[1]
         # Padding takes positions only where the base itself counts them.
         fits = found.window is None or self._columns.length + width <= found.window
@@ -157,8 +161,9 @@ class Attachment:
             real = tokens.ne(offset).long()
             return (real.cumsum(1) + past + length) * real + offset
         mask = kwargs.get("attention_mask")
-        if isinstance(mask, torch.Tensor) and mask.dim() == 2:
+        if offset is None and isinstance(mask, torch.Tensor) and mask.dim() == 2:
             return (mask.long().cumsum(1) - 1).clamp_(min=0)[:, past:] + length
+        # RoBERTa's own way with embedded tokens, of which it cannot tell the padding: one after another.
         start = past + (0 if offset is None else offset + 1)
         return torch.arange(start, start + like.shape[1], device=like.device)[None] + length
 

@@ -47,7 +47,8 @@ class PrefixedCache:
         prefix = self._source.given(layer)
         if prefix is None:
             return key, value
-        return in_front(prefix[0], key), in_front(prefix[1], value)
+        # Laid out as a cache's own: GPT-NeoX-Japanese looks at them as if they were.
+        return in_front(prefix[0], key).contiguous(), in_front(prefix[1], value).contiguous()
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Positions so far, the prefix's among them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import torch._dynamo.config
 from transformers import PreTrainedModel
 
 from pipeline.errors import PrefixError
@@ -12,6 +13,9 @@ from pipeline.prefix.cache_entry import CacheEntry
 from pipeline.prefix.interface import InterfaceEntry
 from pipeline.prefix.projection_entry import ProjectionEntry
 from pipeline.prefix.source import Columns, Source
+
+# A model that was compiled before a prefix is attached, or detached, has to notice it: dynamo overlooks hooks by default.
+torch._dynamo.config.skip_nnmodule_hook_guards = False
 
 _ENTERED = "_prefixline_entered"
 

@@ -150,6 +150,11 @@ def check_prompts(
         raise PrefixError(
             f"{type(model).__name__} does not generate; load the base as a causal language model"
         )
+    if found.causal and found.padding_offset is not None:
+        raise PrefixError(
+            f"{type(model).__name__} does not generate with a prefix: it counts positions from the padding token's number, "
+            "and transformers' generation from 0; use a decoder that counts from 0"
+        )
     if attention_mask.shape != input_ids.shape:
         raise PrefixError(
             f"generation: got a mask of shape {list(attention_mask.shape)} for prompts of shape "
@@ -215,13 +220,29 @@ def continued(
     """
     own = model.generation_config
     if model.config.is_encoder_decoder:  # what the decoder begins with is no choice: as in training
-        settings.decoder_start_token_id = model.config.decoder_start_token_id
+        settings.decoder_start_token_id = decoder_start(model)
         settings.forced_bos_token_id = own.forced_bos_token_id
     model.generation_config = GenerationConfig()
     try:
         return _written(model, settings, input_ids, attention_mask, **cache)
     finally:
         model.generation_config = own
+
+
+def decoder_start(model: PreTrainedModel) -> int:
+    """The token that an encoder-decoder's decoder begins with.
+
+    Raises:
+        PrefixError: neither of the model's configurations names it.
+    """
+    for config in (model.config, model.generation_config):
+        token = getattr(config, "decoder_start_token_id", None)
+        if token is not None:
+            return int(token)
+    raise PrefixError(
+        f"{type(model).__name__}: decoder_start_token_id is missing; expected the token that its decoder begins with (of a "
+        "multilingual model, the language to write in): set model.config.decoder_start_token_id"
+    )
 
 
 def _written(

@@ -13,7 +13,6 @@ Shape legend: B rows, N tokens, H key/value heads, P prefix positions, D numbers
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -31,17 +30,17 @@ PREFIX_ATTENTION = "prefixline"
 """The name under which the attention and the mask function are registered with transformers."""
 
 _SLOT = "_prefixline_slot"
-_MASK = "_prefixline_mask"
 
 AttentionFunction = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
 
 
-class _Behind(str):
-    """The implementation behind ours, as a private config names it, with the columns of its masks.
+class _Ours(str):
+    """Our implementation's name as a private config has it, with the one behind ours and the columns of its masks.
 
-    A string, because transformers writes configs as JSON.
+    It is where transformers keeps the name, because that is what it leaves out of a config that is saved.
     """
 
+    behind: str
     columns: Columns
 
 
@@ -86,10 +85,9 @@ class InterfaceEntry:
         copies: dict[int, Any] = {}  # one memo for all, so that configs shared within the model stay shared
         for module, config in self._configs.items():
             private = copy.deepcopy(config, copies)
-            private._attn_implementation_internal = PREFIX_ATTENTION
-            behind = _Behind(implementation)
-            behind.columns = columns
-            setattr(private, _MASK, behind)
+            ours = _Ours(PREFIX_ATTENTION)
+            ours.behind, ours.columns = implementation, columns
+            private._attn_implementation_internal = ours
             module.__dict__["config"] = private
         for module, slot in self._slots.items():
             module.__dict__[_SLOT] = slot
@@ -109,13 +107,13 @@ class InterfaceEntry:
 
 def attention_implementation(model: PreTrainedModel) -> str:
     """The implementation of `model`'s attention: sdpa, eager, …; with a prefix attached, the one behind it."""
-    behind = getattr(model.config, _MASK, None)
-    return str(behind or model.config._attn_implementation or "eager")
+    found = model.config._attn_implementation or "eager"
+    return found.behind if isinstance(found, _Ours) else str(found)
 
 
 def _eager_of(module: nn.Module) -> AttentionFunction:
-    """The eager attention of the file that defines `module`'s class, which is what its forward falls back on."""
-    function: AttentionFunction = vars(sys.modules[type(module).__module__])["eager_attention_forward"]
+    """The eager attention of the file that defines `module`'s forward, which is what that falls back on."""
+    function: AttentionFunction = type(module).forward.__globals__["eager_attention_forward"]
     return function
 
 
@@ -156,14 +154,14 @@ def _attention(
 
 def _mask(*, config: Any, **kwargs: Any) -> torch.Tensor | None:
     """The registered mask function: the wrapped implementation's mask with the prefix's columns in front."""
-    implementation: _Behind = getattr(config, _MASK)
-    columns = implementation.columns
+    ours: _Ours = config._attn_implementation
+    columns = ours.columns
     if columns.length and kwargs["q_length"] > 1:
         # the shortcut knows no prefix, nor the empty places of a cache behind one
         kwargs["allow_is_causal_skip"] = False
     if columns.visible is not None:  # there is something to hide, whatever the tokens are
         kwargs["allow_is_causal_skip"] = kwargs["allow_is_bidirectional_skip"] = False
-    mask = (sdpa_mask if implementation == "sdpa" else eager_mask)(config=config, **kwargs)
+    mask = (sdpa_mask if ours.behind == "sdpa" else eager_mask)(config=config, **kwargs)
     return None if mask is None else widen(mask, columns)
 
 

@@ -40,7 +40,9 @@ def text_key_values(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Te
             f"text for the prefix: got shape {list(input_ids.shape)}; expected [P] with P of 1 or more"
         )
     words = model.get_input_embeddings().weight.shape[0]
-    if input_ids.is_floating_point() or not bool(((input_ids >= 0) & (input_ids < words)).all()):
+    if input_ids.dtype not in (torch.int64, torch.int32) or not bool(
+        ((input_ids >= 0) & (input_ids < words)).all()
+    ):
         raise PrefixError(
             f"text for the prefix: got {input_ids.tolist()}; expected tokens of the base model, whole numbers from 0 to "
             f"{words - 1}"

@@ -203,6 +203,9 @@ class Prefix(nn.Module):
             raise PrefixError(
                 f"prefix vectors: got shape {list(key_values.shape)}; expected {list(expected)}"
             )
+        key_values = key_values.to(
+            next(self.parameters()).dtype
+        )  # a float64 may be more than a float32 holds
         if not torch.isfinite(key_values).all():
             raise PrefixError("prefix vectors: got NaN or infinity; expected finite numbers")
         if self.projection is None:
@@ -213,6 +216,7 @@ class Prefix(nn.Module):
                 f"a projection of width {self.projection} cannot yield {self.length} given vectors; "
                 f"make it at least {self.length} wide, start from random vectors, or train without a projection"
             )
+        before = {name: parameter.clone() for name, parameter in self.state_dict().items()}
         self._draw_hidden(torch.Generator().manual_seed(0))
         target = key_values.double()
         centre = target.mean(dim=0)
@@ -222,6 +226,7 @@ class Prefix(nn.Module):
         last.bias.copy_(centre)
         error = (self.key_values() - key_values).abs().max().item()
         if not error <= 1e-4 * max(1.0, key_values.abs().max().item()):
+            self.load_state_dict(before)
             raise PrefixError(
                 f"a projection of width {self.projection} misses the given vectors by {error:.2g}; widen it"
             )

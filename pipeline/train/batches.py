@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from pipeline.prefix.architecture import anatomy
+from pipeline.prefix.generation import decoder_start
 from pipeline.prefix.packing import PackedRows, check_tokens, pack, packs, share
 
 if TYPE_CHECKING:
@@ -147,8 +148,13 @@ class Ragged:
         return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, np.int64)
 
     def longest_inside(self) -> Indices:
-        """Of lists of lists, each with at least one: the length of each one's longest."""
-        parts = [np.maximum.reduceat(inner.lengths(), offsets[:-1]) for offsets, inner in self._chunks]
+        """Of lists of lists: the length of each one's longest, 0 for one without lists."""
+        parts = []
+        for offsets, inner in self._chunks:
+            # A list without lists has the length 0, and `reduceat` knows no such; a slice's values go on behind its end.
+            lengths = np.append(inner.lengths()[: offsets[-1]], 0)
+            found = np.maximum.reduceat(lengths, offsets[:-1]) if len(offsets) > 1 else lengths[:0]
+            parts.append(np.where(np.diff(offsets) > 0, found, 0))
         return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, np.int64)
 
 
@@ -194,7 +200,13 @@ class GenerationRows:
             self._width = model.config.get_text_config().hidden_size
 
     def batches(self, examples: Indices, pieces: int) -> Sequence[AnyBatch]:
-        """See `Rows`. One source's references may fall into several batches."""
+        """See `Rows`. One source's references may fall into several batches.
+
+        Raises:
+            PrefixError: a source has no token, or no reference, or one without a token.
+        """
+        for i in examples:
+            check_tokens(self._prompts[i], self._targets[i])
         if self._width is not None:
             trees = [
                 tree for i in examples for tree in share(self._prompts[i], self._targets[i], self._width)
@@ -206,8 +218,6 @@ class GenerationRows:
         return [self._batch([pairs[i] for i in cut]) for cut in _cuts(len(pairs), pieces)]
 
     def _batch(self, pairs: Sequence[tuple[Indices, Indices]]) -> Batch:
-        for prompt, target in pairs:
-            check_tokens(prompt, (target,))
         input_ids, mask = _padded([np.concatenate([p, t[:-1]]) for p, t in pairs], self._pad)
         width = input_ids.shape[1]
         positions = [i * width + len(p) - 1 + np.arange(len(t)) for i, (p, t) in enumerate(pairs)]
@@ -268,7 +278,7 @@ def generation_rows(
         padded: a decoder's rows are not packed, whatever it allows.
     """
     if model.config.is_encoder_decoder:
-        return SourceTargetRows(rows, pad=pad, start=int(model.config.decoder_start_token_id))
+        return SourceTargetRows(rows, pad=pad, start=decoder_start(model))
     return GenerationRows(rows, pad=pad, model=None if padded else model)
 
 

@@ -162,7 +162,8 @@ def locked(folder: Path) -> Iterator[None]:
                 f"another process is training in {folder}; wait for it to end, or stop it, and run again"
             ) from None
         for half_done in folder.glob(".*"):
-            shutil.rmtree(half_done)
+            if half_done.is_dir():  # a hidden file is not ours
+                shutil.rmtree(half_done)
         yield
 
 

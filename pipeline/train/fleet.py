@@ -171,6 +171,10 @@ def _check(model: PreTrainedModel, jobs: Sequence[FleetJob]) -> None:
             f"{type(model).__name__} is an encoder-decoder, whose prefixes are trained one by one: use "
             "pipeline.train.training.train"
         )
+    if model.training:
+        raise TrainingError(
+            f"{type(model).__name__} is in training mode, with dropout in the frozen base; call model.eval() first"
+        )
     classifies = any(job.head for job in jobs)
     for number, job in enumerate(jobs):
         if job.params.dtype != "float32" or job.params.gradient_checkpointing:

@@ -173,6 +173,9 @@ REFUSED: dict[str, dict[str, Any]] = {
         "layer_types": ["full_attention"] * 3,
         "activation_sparsity_pattern": [0.0] * 3,
     },
+    "CpmAnt": {"dim_head": 8, "dim_ff": 48, "prompt_length": 4, "prompt_types": 2},
+    "FalconH1": {"num_key_value_heads": 2, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8},
+    "Mllama": {"num_key_value_heads": 2, "num_hidden_layers": 4, "cross_attention_layers": [1]},
     "Deberta": {},
     "DiffLlama": {"num_key_value_heads": 2},
     "Doge": {"num_key_value_heads": 2},
@@ -199,7 +202,7 @@ def refused(family: str) -> Any:
 def config_of(family: str, extra: dict[str, Any], **more: Any) -> Any:
     """A config of `family` with `extra`, whose key "class" names another one's class."""
     extra = {key: value for key, value in extra.items() if key != "class"}
-    names = {"Gemma3": "Gemma3TextConfig", "Gemma3n": "Gemma3nTextConfig"}
+    names = {"Gemma3": "Gemma3TextConfig", "Gemma3n": "Gemma3nTextConfig", "Mllama": "MllamaTextConfig"}
     kind = getattr(transformers, names.get(family, f"{family}Config"))
     return kind(**{**SMALL, "pad_token_id": 0, **extra, **more})
 

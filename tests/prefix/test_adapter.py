@@ -285,6 +285,10 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
         "safetensors: no such file",
     ),
     "config cut short": (text_edit("adapter_config.json", lambda b: b[:40]), "is not JSON"),
+    "config too deep": (
+        text_edit("adapter_config.json", lambda b: b"[" * 200_000),
+        "is not JSON",
+    ),
     "config not UTF-8": (text_edit("adapter_config.json", lambda b: b"\xff" + b), "is not JSON"),
     "config a list": (text_edit("adapter_config.json", lambda b: b"[]"), "got list; expected a JSON object"),
     "weights cut short": (
@@ -349,6 +353,16 @@ def test_a_folder_that_is_not_whole_is_refused(fault: str, tmp_path: Path) -> No
     load_adapter(folder, model)
     damage(folder)
     with pytest.raises(AdapterError, match=message):
+        load_adapter(folder, model)
+
+
+def test_an_adapter_for_generation_that_brings_a_head_is_refused(tmp_path: Path) -> None:
+    model = decoder()
+    folder = saved(tmp_path / "adapter", model, random_prefix(model))
+    config_edit(modules_to_save=["lm_head"])(folder)
+    with pytest.raises(
+        AdapterError, match=r"modules_to_save: got \['lm_head'\]; expected null for generation"
+    ):
         load_adapter(folder, model)
 
 
@@ -451,6 +465,12 @@ def test_an_adapter_for_another_task_or_of_another_base_of_the_same_shape_is_ref
         (decoder, {"base_digest": 7}, "base_digest: got 7: Input should be a valid string"),
         (encoder, {"labels": "abcde"}, "labels: got 'abcde': Input should be a valid tuple"),
         (encoder, {"labels": [0, 1, 2, 3, 4]}, "labels.0: got 0: Input should be a valid string"),
+        (
+            encoder,
+            {"labels": ["a", "b", "b", "d", "e"]},
+            r"labels: got \['a', .*\], some twice; expected each once",
+        ),
+        (decoder, {"labels": LABELS}, "labels: got some; expected none for generation"),
         (encoder, {"labels": ["a", "b"]}, "labels: got 2; the head of BertForSequenceClassification has 5"),
         (
             encoder,

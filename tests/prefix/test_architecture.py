@@ -9,9 +9,21 @@ import torch
 import transformers
 
 from pipeline.errors import PrefixError
-from pipeline.prefix.architecture import anatomy
-from pipeline.prefix.tuning import PrefixShape
-from tests.prefix.models import DECODERS, REFUSED, SMALL, decoder, encoder, encoder_decoder, refused
+from pipeline.prefix.architecture import LayerShape, anatomy
+from pipeline.prefix.attention import attach
+from pipeline.prefix.text_start import text_key_values
+from pipeline.prefix.tuning import Prefix, PrefixShape
+from tests.prefix.models import (
+    DECODERS,
+    REFUSED,
+    SMALL,
+    config_of,
+    decoder,
+    encoder,
+    encoder_decoder,
+    least,
+    refused,
+)
 
 REASONS = {
     "Mamba": "has no attention layer that a prefix can enter",
@@ -20,6 +32,9 @@ REASONS = {
     "DiffLlama": "attends more than once in a layer, or with a mask of a layer's own \\(DiffLlamaAttention\\)",
     "Doge": "attends more than once in a layer, or with a mask of a layer's own \\(DogeAttention\\)",
     "SwitchTransformers": "routes tokens to experts in an encoder-decoder, whose outputs are of another kind",
+    "CpmAnt": "puts a prompt of its own in front, and takes what is in its cache for that",
+    "FalconH1": "has layers of kinds of which it is not known whether they attend \\(hybrid\\)",
+    "Mllama": "has layers that attend to an image and not to the text",
     "Gemma3n": "shares keys and values between layers \\(num_kv_shared_layers = 1\\)",
 }
 
@@ -137,3 +152,56 @@ def test_a_module_whose_source_cannot_be_read_is_not_taken_for_attention() -> No
     model = decoder()
     model.odd = space["Odd"]()
     assert len(anatomy(model).attention) == 3
+
+
+ODD: dict[str, tuple[dict[str, Any], set[LayerShape]]] = {
+    "JetMoe": (
+        {"num_key_value_heads": 2, "kv_channels": 8, "num_local_experts": 4, "num_experts_per_tok": 2},
+        {LayerShape(4, 8, 8)},
+    ),
+    "MiMoV2Flash": (
+        {"num_key_value_heads": 2, "head_dim": 8, "v_head_dim": 4},
+        {LayerShape(2, 8, 4), LayerShape(4, 8, 4)},
+    ),
+    "GPTNeoXJapanese": ({"intermediate_multiple_size": 2}, {LayerShape(4, 8, 8)}),
+}
+
+
+@pytest.mark.parametrize("family", ODD)
+def test_keys_and_values_of_unusual_shapes_are_carried(family: str) -> None:
+    more, shapes = ODD[family]
+    torch.manual_seed(0)
+    config = config_of(family, {"initializer_range": 0.3, **more})
+    model = getattr(transformers, f"{family}ForCausalLM")(config).eval().requires_grad_(False)
+    assert set(anatomy(model).layers) == shapes
+    text, tokens = torch.tensor([7, 12, 9, 30, 8]), torch.tensor([[5, 6, 40, 8, 21], [9, 30, 7, 12, 11]])
+    prefix = Prefix(PrefixShape.of_model(model), 5)
+    prefix.init_from(text_key_values(model, text))
+    with torch.no_grad():
+        expected = model(torch.cat([text.expand(2, -1), tokens], dim=1)).logits[:, 5:]
+    with attach(model, prefix):
+        found = model(tokens).logits
+    found.pow(2).sum().backward()
+    assert expected.std() > 0.05
+    assert (found - expected).abs().max() < 1e-4
+    assert prefix.vectors.grad is not None
+    assert least(prefix.shape, prefix.vectors.grad) > 1e-4
+
+
+def test_a_model_that_also_sees_images_is_refused_for_its_language_model() -> None:
+    text = {**SMALL, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0}
+    seen = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    config = transformers.Gemma3Config(text_config=text, vision_config=seen, mm_tokens_per_image=4)
+    with torch.device("meta"):
+        model = transformers.Gemma3ForConditionalGeneration(config)
+    with pytest.raises(
+        PrefixError, match=r"5 attention modules for 3 layers of text: .* load its language model alone"
+    ):
+        PrefixShape.of_model(model)

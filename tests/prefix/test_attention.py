@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import StaticCache
+from transformers import Qwen2_5_VLTextConfig, Qwen2_5_VLTextModel, StaticCache
+from transformers.models.llama.modeling_llama import LlamaAttention
 
 from pipeline.errors import PrefixError
 from pipeline.prefix.architecture import anatomy
@@ -19,6 +21,7 @@ from pipeline.prefix.tuning import Prefix, PrefixShape
 from tests.prefix import loop
 from tests.prefix.models import (
     ENCODERS,
+    SMALL,
     batch,
     decoder,
     encoder,
@@ -526,3 +529,80 @@ def test_what_is_no_model_or_no_prefix_is_refused() -> None:
         PrefixShape.of_model("path/to/base")  # type: ignore[arg-type]
     with pytest.raises(PrefixError, match="got a PrefixShape to attach; expected a Prefix"):
         attach(model, prefix.shape)
+
+
+@pytest.mark.parametrize("family", ["Roberta", "XLMRoberta", "Camembert", "Bert"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_embedded_tokens_stand_where_the_tokens_would(family: str, masked: bool) -> None:
+    model = encoder(family).double()
+    prefix, tokens = random_prefix(model).double(), torch.tensor([[5, 6, 40, 8, 21], [9, 30, 7, 12, 11]])
+    mask = torch.ones_like(tokens) if masked else None
+    embedded = model.get_input_embeddings()(tokens)
+    with attach(model, prefix), torch.no_grad():
+        expected = model(input_ids=tokens, attention_mask=mask).logits
+        found = model(inputs_embeds=embedded, attention_mask=mask).logits
+    assert expected.std() > 0.05
+    assert (found - expected).abs().max() < 1e-9
+
+
+def test_positions_of_ones_own_may_be_those_of_a_base_that_counts_from_its_padding() -> None:
+    """57 tokens and a prefix of 5 in RoBERTa's 62 places, which it counts from 2."""
+    model, tokens = encoder("Roberta"), torch.full((1, 57), 7)
+    with attach(model, random_prefix(model, 5)), torch.no_grad():
+        expected = model(input_ids=tokens).logits
+        found = model(input_ids=tokens, position_ids=torch.arange(2, 59)[None]).logits
+        with pytest.raises(PrefixError, match=r"prefix of 5 \+ input of 58 tokens = 63 positions; .* has 62"):
+            model(input_ids=tokens, position_ids=torch.arange(3, 60)[None])
+    assert torch.equal(found, expected)
+
+
+def test_positions_may_have_several_parts() -> None:
+    small = {**SMALL, "num_key_value_heads": 2, "pad_token_id": 0, "initializer_range": 0.3}
+    torch.manual_seed(0)
+    rotary = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10_000.0}
+    model = Qwen2_5_VLTextModel(Qwen2_5_VLTextConfig(**small, rope_parameters=rotary)).eval()
+    tokens = torch.tensor([[5, 6, 40, 8, 21]])
+    with attach(model, random_prefix(model, 5)), torch.no_grad():
+        expected = model(input_ids=tokens).last_hidden_state
+        parts = torch.arange(5)[None, None].expand(3, 1, 5)
+        found = model(input_ids=tokens, position_ids=parts).last_hidden_state
+        with pytest.raises(PrefixError, match="input of 60 tokens = 65 positions"):
+            model(input_ids=tokens, position_ids=parts + 55)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("make", "family"), [(decoder, "Llama"), (decoder, "Falcon"), (encoder, "DebertaV2")]
+)
+def test_a_model_that_was_compiled_before_sees_what_is_attached_and_detached(make: Any, family: str) -> None:
+    model, tokens = make(family), torch.tensor([[5, 6, 40, 8, 21]])
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        before = compiled(input_ids=tokens).logits
+        for seed in (1, 2):
+            with attach(model, random_prefix(model, 3, seed=seed)):
+                assert torch.equal(compiled(input_ids=tokens).logits, model(input_ids=tokens).logits)
+        assert torch.equal(compiled(input_ids=tokens).logits, before)
+
+
+def test_a_base_that_is_saved_with_a_prefix_on_it_is_saved_as_it_was(tmp_path: Path) -> None:
+    model = decoder()
+    model.save_pretrained(tmp_path / "before")
+    with attach(model, random_prefix(model)):
+        model.save_pretrained(tmp_path / "during")
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "during" / name).read_bytes() == (tmp_path / "before" / name).read_bytes()
+
+
+def test_eager_attention_is_found_for_a_layer_of_a_class_derived_elsewhere() -> None:
+    class Derived(LlamaAttention):
+        pass
+
+    model = decoder("Llama", attn_implementation="eager")
+    prefix, tokens = random_prefix(model), torch.tensor([[5, 6, 40]])
+    with attach(model, prefix), torch.no_grad():
+        expected = model(input_ids=tokens).logits
+    for layer in model.model.layers:
+        layer.self_attn.__class__ = Derived
+    with attach(model, prefix), torch.no_grad():
+        assert torch.equal(model(input_ids=tokens).logits, expected)

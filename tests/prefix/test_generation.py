@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from pipeline.errors import PrefixError
 from pipeline.prefix.attention import attach
 from pipeline.prefix.generation import generate
 from pipeline.prefix.tuning import Prefix
-from tests.prefix.models import batch, decoder, encoder, encoder_decoder, random_prefix
+from tests.prefix.models import batch, config_of, decoder, encoder, encoder_decoder, random_prefix
 
 NEW = 6
 END = 60  # not in the vocabulary of 60, so no search ends early by itself
@@ -50,6 +51,7 @@ def settings(**more: Any) -> dict[str, Any]:
         ("Gemma3", {}),
         ("OPT", {}),
         ("Mistral", {"sliding_window": 6}),
+        ("Mistral", {"sliding_window": 12}),  # prefix and answer fit, and the prompt besides does not
     ],
 )
 @pytest.mark.parametrize("beams", [1, 3])
@@ -152,6 +154,28 @@ def test_prompts_that_are_no_rows_of_tokens_are_refused(name: str, given: Any, g
     inputs: dict[str, Any] = {**batch(side="left"), name: given}
     with pytest.raises(PrefixError, match=rf"generation: {name}: got {got}; expected a tensor \[B, N\]"):
         generate(model, random_prefix(model), **inputs, **settings())
+
+
+def test_a_decoder_that_counts_from_its_padding_is_refused() -> None:
+    model = transformers.RobertaForCausalLM(config_of("Roberta", {"is_decoder": True})).eval()
+    with pytest.raises(
+        PrefixError, match=r"RobertaForCausalLM does not generate .* counts positions from the padding"
+    ):
+        generate(model, random_prefix(model), **batch(side="left"), **settings())
+
+
+def test_the_decoders_first_token_is_that_of_whichever_config_names_it() -> None:
+    model = encoder_decoder("Bart")
+    prefix = random_prefix(model, scale=3.0)
+    expected = generate(model, prefix, **batch(), **settings())
+    model.generation_config.decoder_start_token_id = model.config.decoder_start_token_id
+    model.config.decoder_start_token_id = None
+    assert torch.equal(generate(model, prefix, **batch(), **settings()), expected)
+    model.generation_config.decoder_start_token_id = None
+    with pytest.raises(
+        PrefixError, match=r"BartForCond\w+: decoder_start_token_id is missing; expected the token"
+    ):
+        generate(model, prefix, **batch(), **settings())
 
 
 def test_a_search_without_a_token_to_fill_rows_up_is_refused() -> None:

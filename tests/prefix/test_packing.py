@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from transformers import PreTrainedModel
 
 from pipeline.errors import PrefixError
@@ -136,6 +137,24 @@ def test_models_whose_layers_see_less_than_an_example_are_not_packed(
     family: str, longest: int, expected: bool
 ) -> None:
     assert packs(anatomy(models.decoder(family)), longest) is expected
+
+
+def test_a_decoder_whose_layers_see_chunks_is_packed_within_them() -> None:
+    small = {
+        **models.SMALL,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "intermediate_size_mlp": 48,
+        "num_local_experts": 2,
+    }
+    config = transformers.Llama4TextConfig(**small, pad_token_id=0, attention_chunk_size=6)
+    found = anatomy(transformers.Llama4ForCausalLM(config))
+    assert (packs(found, 6), packs(found, 7)) == (True, False)
+
+
+def test_a_decoder_that_counts_positions_from_its_padding_is_not_packed() -> None:
+    config = models.config_of("Roberta", {"is_decoder": True})
+    assert not packs(anatomy(transformers.RobertaForCausalLM(config)), 10)
 
 
 def test_an_encoder_is_not_packed() -> None:

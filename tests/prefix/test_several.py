@@ -139,7 +139,8 @@ def test_an_encoder_decoder_gives_every_row_what_it_gives_it_alone(family: str) 
 
 @pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize(
-    ("family", "more"), [*((family, {}) for family in DECODERS), ("Mistral", {"sliding_window": 9})]
+    ("family", "more"),
+    [*((family, {}) for family in DECODERS), *(("Mistral", {"sliding_window": width}) for width in (9, 14))],
 )
 def test_generation_gives_every_row_what_it_gives_it_alone(
     family: str, more: dict[str, Any], beams: int

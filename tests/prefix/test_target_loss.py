@@ -48,7 +48,7 @@ def targets() -> torch.Tensor:
 
 
 def test_every_decoder_of_the_tests_is_compared() -> None:
-    assert len(FAMILIES) == 24
+    assert len(FAMILIES) == 28
 
 
 @pytest.mark.parametrize("rows_at_once", [1, 3, 100])

@@ -49,6 +49,7 @@ def test_text_that_is_no_row_of_tokens_is_refused(text: Any) -> None:
         (torch.tensor([7, 60]), r"\[7, 60\]"),
         (torch.tensor([-1, 7]), r"\[-1, 7\]"),
         (torch.tensor([7.5]), r"\[7.5\]"),
+        (torch.tensor([True, False]), r"\[True, False\]"),
     ],
 )
 def test_text_of_tokens_that_the_base_does_not_have_is_refused(text: torch.Tensor, got: str) -> None:

@@ -164,3 +164,21 @@ def test_a_projection_that_is_no_width_is_refused(projection: Any) -> None:
 def test_a_random_start_without_a_generator_is_refused(generator: Any) -> None:
     with pytest.raises(PrefixError, match=f"generator: got {generator}; expected a torch.Generator"):
         Prefix(SHAPE, 5).init_random(0.5, generator)
+
+
+def test_vectors_that_a_projection_misses_leave_it_as_it_was() -> None:
+    prefix = Prefix(SHAPE, 5, projection=5)
+    prefix.init_random(0.5, drawn())
+    before = {name: tensor.clone() for name, tensor in prefix.state_dict().items()}
+    huge = torch.randn((5, SHAPE.size), generator=drawn()) * 1e38
+    huge[0] *= 1e-30
+    with pytest.raises(PrefixError, match="misses the given vectors"):
+        prefix.init_from(torch.nan_to_num(huge * 3.0))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in prefix.state_dict().items())
+
+
+def test_vectors_beyond_what_the_prefixs_numbers_hold_are_refused() -> None:
+    prefix = Prefix(SHAPE, 5)
+    with pytest.raises(PrefixError, match="NaN or infinity"):
+        prefix.init_from(torch.full((5, SHAPE.size), 1e60, dtype=torch.float64))
+    assert not prefix.vectors.any()

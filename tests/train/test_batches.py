@@ -39,6 +39,15 @@ def test_a_ragged_column_reads_as_arrow_itself_does_over_chunks_slices_and_nesti
         assert ragged.lengths().tolist() == [len(x) for x in expected]
         if depth == 2:
             assert ragged.longest_inside().tolist() == [max(map(len, x)) for x in expected]
+    empty = pa.chunked_array([[[], [[1, 2, 3], [4]], []], [[[5, 6]], []]], pa.list_(pa.list_(pa.int32())))
+    assert Ragged(empty).longest_inside().tolist() == [0, 3, 0, 2, 0]
+    assert Ragged(empty.slice(0, 1)).longest_inside().tolist() == [0]
+
+
+def test_what_lies_behind_a_selection_does_not_count() -> None:
+    columns = {"input_ids": [[1, 2], [3], [4]], "target_ids": [[[5]], [[6, 7]], [[8] * 50]]}
+    rows = GenerationRows(rows_of(**columns).select(range(2)), pad=0)
+    assert rows.lengths.tolist() == [2, 2]
 
 
 @pytest.mark.parametrize("examples", [1, 7, 64, 1000])
@@ -109,6 +118,7 @@ def test_a_generation_batch_has_a_row_per_reference_and_points_at_the_targets() 
     [
         ([1, 2], [[4, 5], []], r"2 tokens and references of \[.*0.*\]"),
         ([], [[4]], r"0 tokens and references of \[1\]"),
+        ([1, 2], [], r"2 tokens and references of \[\]"),
     ],
 )
 def test_a_source_or_target_without_tokens_is_refused(

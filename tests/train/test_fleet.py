@@ -288,6 +288,15 @@ def test_no_jobs_and_no_rows_are_refused() -> None:
         train_together(model, [job(model, 0), empty])
 
 
+def test_a_base_in_training_mode_is_refused() -> None:
+    model = decoder().train()
+    refuse_computing(model)
+    with pytest.raises(
+        TrainingError, match=r"LlamaForCausalLM is in training mode, .* call model.eval\(\) first"
+    ):
+        train_together(model, [job(model, 0)])
+
+
 @pytest.mark.parametrize("more", [{"dtype": "bfloat16"}, {"gradient_checkpointing": True}])
 def test_what_a_fleet_would_not_heed_is_refused(more: dict[str, Any]) -> None:
     model = decoder()

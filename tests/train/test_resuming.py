@@ -267,6 +267,14 @@ def test_only_the_newest_two_checkpoints_are_kept_and_none_after_the_end(classif
     ]
 
 
+def test_a_hidden_file_among_the_checkpoints_is_left_alone(classification: Bench) -> None:
+    classification.checkpoints.mkdir(parents=True)
+    (classification.checkpoints / ".DS_Store").write_text("a desktop's")
+    (classification.checkpoints / ".step-00000001.half").mkdir()
+    classification.train(max_steps=2)
+    assert [entry.name for entry in classification.checkpoints.glob(".*")] == [".DS_Store"]
+
+
 def test_nothing_in_the_checkpoint_folder_is_pickled(classification: Bench) -> None:
     with pytest.raises(CrashError):
         classification.train(on_curve=at_step(3, crash))
