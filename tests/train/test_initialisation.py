@@ -255,7 +255,7 @@ def test_an_adapter_of_other_layers_or_heads_is_refused(
 
 def test_an_adapter_of_another_length_is_refused(tokenizer: Any, tmp_path: Path) -> None:
     warm, _ = saved(tmp_path / "adapter", base(3), length=4)
-    with pytest.raises(PrefixError, match="got 4 positions .* for a prefix of 5"):
+    with pytest.raises(PrefixError, match=r"got 4 positions .* for a prefix of 5"):
         begin(base(3), tokenizer, warm, initialisation="version")
 
 
