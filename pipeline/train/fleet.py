@@ -281,6 +281,7 @@ class _Fleet:
             pieces = [_Piece(i, batch) for i, batch in zip(due, batches, strict=True) if batch is not None]
             for part in _passes(pieces, self._tokens):
                 for piece, loss in zip(part, self._losses(part, training=False), strict=True):
+                    assert loss.right is not None  # no gradients here
                     sums[piece.owner] += (loss.total.item(), loss.targets, loss.right)
         for i, (total, targets, right) in sums.items():
             try:

@@ -18,11 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BatchLoss:
-    """Of one batch: `total` in nats, a scalar with a graph; `targets` labels or tokens, `right` of them."""
+    """Of one batch: `total` in nats, a scalar with a graph; `targets` labels or tokens, `right` of them.
+
+    Of tokens, `right` is None where gradients are on (see `target_loss`).
+    """
 
     total: torch.Tensor
     targets: int
-    right: int
+    right: int | None
 
 
 def batch_loss(model: PreTrainedModel, batch: AnyBatch, dtype: Dtype = "float32") -> BatchLoss:

@@ -245,6 +245,7 @@ class Loop:
         total, targets, right = 0.0, 0.0, 0.0
         for batch in validation_batches(self._validation, self._group.rank, self._group.size):
             piece = batch_loss(self._model, batch)
+            assert piece.right is not None  # no gradients here
             total, targets, right = total + piece.total.item(), targets + piece.targets, right + piece.right
             if self._interruption.name is not None:
                 break  # the sums below tell the other processes, and what they add up to is not used

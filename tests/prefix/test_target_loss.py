@@ -72,9 +72,12 @@ def test_loss_hits_and_gradient_are_those_over_full_logits(
             loss, right = compute(model, inputs, positions, targets)
             (loss / 7).backward()  # type: ignore[no-untyped-call]
             results.append((loss.item(), right, prefix.vectors.grad.clone()))
-    (expected, hits, gradient), (found, right, chunked) = results
-    assert found == pytest.approx(expected, rel=1e-6)
+        with torch.no_grad():
+            judged, right = target_loss(model, inputs, positions, targets)
+    (expected, hits, gradient), (found, uncounted, chunked) = results
+    assert found == judged.item() == pytest.approx(expected, rel=1e-6)
     assert right == hits
+    assert uncounted is None  # which would cost a search over the vocabulary
     assert models.least(prefix.shape, gradient) > 0
     assert (chunked - gradient).abs().max() <= 1e-5 * gradient.abs().max()
     assert vars(model.base_model).keys() == before.keys()
