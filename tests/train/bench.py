@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,6 +102,13 @@ class Bench:
         """What was trained here, to go on from."""
         folder = self.root / "out" / "adapter"
         return WarmStart(folder, adapter_digest(folder), {"prefix": "words", "version": "1"})
+
+    def train_until_killed(self, step: int) -> None:
+        """Train in a process of its own, which SIGKILL ends at `step`."""
+        where = (self.task, str(self.base.folder), str(self.prepared), str(self.root), str(step))
+        command = [sys.executable, "-c", KILLED, *where]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+        assert done.returncode == -signal.SIGKILL, done.stderr
 
     def beside(self, name: str) -> Bench:
         """The same task, trained in another place."""

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +23,7 @@ from pipeline.train.fleet import FleetJob, train_together
 from pipeline.train.losses import batch_loss
 from pipeline.train.start_text import repeated
 from tests import training_data
-from tests.train.bench import KILLED, Bench, resolved
+from tests.train.bench import Bench, resolved
 
 SOURCES = [[5, 9, 1], [7, 1], [3, 4, 12, 8, 1], [20, 21, 22, 23, 24, 1]]
 TARGETS = [[[8, 6, 1], [9, 1], [9, 10, 11, 12, 1]], [[4, 1]], [[5, 6, 7, 8, 1], [3, 1]], [[1], [7, 8, 1]]]
@@ -237,11 +234,7 @@ def test_a_killed_training_resumes_to_the_same_bytes(
     bench = Bench("generation", resolved(t5_folder), answer_rows[t5_folder], tmp_path)
     whole, killed = bench.beside("whole"), bench.beside("killed")
     whole.train()
-    command = [
-        sys.executable, "-c", KILLED, bench.task, str(bench.base.folder), str(bench.prepared), str(killed.root), "7",
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    killed.train_until_killed(7)
     killed.train()
     assert [line["step"] for line in killed.lines if line["kind"] == "step"] == [7, 8, 9, 10]
     assert killed.adapter == whole.adapter

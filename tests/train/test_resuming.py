@@ -25,7 +25,6 @@ from pipeline.errors import (
 from pipeline.train import checkpoints, training_loop
 from pipeline.train.interruption import Interruption
 from tests.train.bench import (
-    KILLED,
     PREFIX,
     Bench,
     CrashError,
@@ -38,11 +37,7 @@ from tests.train.bench import (
 def test_a_killed_training_resumes_to_the_same_bytes(bench: Bench) -> None:
     whole, killed = bench.beside("whole"), bench.beside("killed")
     whole.train()
-    command = [
-        sys.executable, "-c", KILLED, bench.task, str(bench.base.folder), str(bench.prepared), str(killed.root), "7",
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    killed.train_until_killed(7)
     assert len(list(killed.checkpoints.glob("step-*"))) == 2
 
     summary = killed.train()
