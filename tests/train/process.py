@@ -61,6 +61,9 @@ ACTS: dict[str, Callable[[Loop], None]] = {
 
 def main(path: Path) -> int:
     launched.end_with_launcher()
+    # The launcher ends by SIGTERM those that outlive a killed one. A training notes it; the line of its result comes
+    # after that training, and is to be written all the same.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     rank = int(os.environ["RANK"])
     with path.with_suffix(f".{rank}.jsonl").open("w") as results:
         for run in json.loads(path.read_text()):
