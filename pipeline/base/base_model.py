@@ -376,6 +376,21 @@ def weights_digest(model: PreTrainedModel) -> str:
     return tensors_digest((name, tensor) for name, tensor in tensors if name not in head)
 
 
+def check_unchanged(before: str, after: str, base: str, *, lost: str, where: str = "") -> None:
+    """Raise IntegrityError where `weights_digest` is not what it was before a training.
+
+    Args:
+        base: its name.
+        lost: what the training does not give for that reason.
+        where: the process, of several.
+    """
+    if after != before:
+        raise IntegrityError(
+            [f"weights were {before}", f"weights are  {after}{where}"],
+            heading=f"{base}: the frozen base changed during training; {lost}:",
+        )
+
+
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
     """Its bars and load report would say in other words what `_refuse_misfit` checks."""

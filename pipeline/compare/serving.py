@@ -16,6 +16,7 @@ import torch
 
 from pipeline.base import base_model
 from pipeline.base.base_model import head_parameters
+from pipeline.base.padding import pad_token, padded
 from pipeline.compare import peft_models, probes
 from pipeline.compare.job import ARTEFACT, KEY, RESULT, ROWS, SCORED, Job, Setting
 from pipeline.errors import IntegrityError
@@ -155,13 +156,13 @@ def _sharing(model: Any) -> Any:
 def _asking(ready: Loaded, shared: Setting) -> Callable[[list[list[int]]], None]:
     """A function that has the method answer a batch."""
     model = ready.model
-    pad = model.config.get_text_config().pad_token_id or 0
+    pad = pad_token(model)
     if shared.task == "generation":
         never = int(model.config.get_text_config().vocab_size)  # no token: all generate equally many
         found = anatomy(model)
 
         def generating(rows: list[list[int]]) -> None:
-            input_ids, mask = scoring.padded(rows, pad, left=not found.encoder_decoder)
+            input_ids, mask = padded(rows, pad, left=not found.encoder_decoder)
             new = fitting(found, input_ids.shape[1], NEW_TOKENS, shared.prefix.length)
             generate(
                 model, ready.prefix, input_ids, mask, max_new_tokens=new, eos_token_id=never, pad_token_id=pad
@@ -172,7 +173,7 @@ def _asking(ready: Loaded, shared: Setting) -> Callable[[list[list[int]]], None]
         attach(model, ready.prefix)
 
     def classifying(rows: list[list[int]]) -> None:
-        input_ids, mask = scoring.padded(rows, pad)
+        input_ids, mask = padded(rows, pad)
         if ready.probe is not None:
             ready.probe.log_probabilities(scoring.pooled(model, input_ids, mask).float().numpy())
         else:

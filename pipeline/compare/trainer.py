@@ -13,11 +13,12 @@ import torch
 
 from pipeline import files
 from pipeline.base import base_model
-from pipeline.base.base_model import head_parameters, weights_digest
+from pipeline.base.base_model import check_unchanged, head_parameters, weights_digest
+from pipeline.base.padding import pad_token
 from pipeline.compare import memory, peft_models, probes
 from pipeline.compare.job import ARTEFACT, RECORD, RESULT, Job
 from pipeline.data.dataset import load_prepared
-from pipeline.errors import IntegrityError, NonFiniteLossError
+from pipeline.errors import NonFiniteLossError
 from pipeline.evaluate import probe, scoring
 from pipeline.evaluate.systems import read_examples
 from pipeline.prefix.lean import lean
@@ -149,11 +150,7 @@ def _peft(job: Job, folder: Path, artefact: Path) -> dict[str, Any]:
     adapted.save(artefact, shared.base_name)
     own, head = (sum(p.numel() for p in members.values()) for members in (adapted.own, adapted.head))
     after = weights_digest(adapted.bare())
-    if after != before:
-        raise IntegrityError(
-            [f"weights were {before}", f"weights are  {after}"],
-            heading=f"{shared.base_name}: the frozen base changed during training; {job.method} is not kept:",
-        )
+    check_unchanged(before, after, shared.base_name, lost=f"{job.method} is not kept")
     return {
         **_memory(peak, held),
         "steps": counters.step,
@@ -221,7 +218,7 @@ def _start_tokens(job: Job, tokenizer: Any) -> list[int] | None:
 def _rows(job: Job, model: Any, split: Any) -> Rows:
     """Plain padded rows: packing is a part of our engine, not of the method."""
     saved = load_prepared(job.setting.prepared, split)
-    pad = model.config.pad_token_id or 0
+    pad = pad_token(model)
     if job.setting.task == "classification":
         return ClassificationRows(saved, pad=pad)
     return generation_rows(saved, model, pad=pad, padded=True)

@@ -24,12 +24,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.modeling_outputs import BaseModelOutput
 
 from pipeline.base.mean_pooled import mean_of_tokens
+from pipeline.base.padding import Tokens, pad_token, padded
 from pipeline.prefix.architecture import anatomy
 from pipeline.prefix.attention import attach
 from pipeline.prefix.generation import fitting, generate
 from pipeline.prefix.tuning import Prefix
-
-Tokens = Sequence[int] | NDArray[Any]
 
 _LOGITS = 2**27
 """Logits computed at a time, half a GB in float32: what bounds a batch where the vocabulary is large."""
@@ -51,7 +50,7 @@ def class_log_probabilities(
     found = np.empty((len(rows), int(model.config.num_labels)))
     with _attached(model, prefix):
         for places in _batches([len(row) for row in rows], batch_size, what):
-            input_ids, mask = padded([rows[i] for i in places], _pad(model))
+            input_ids, mask = padded([rows[i] for i in places], pad_token(model))
             logits = model(input_ids=input_ids, attention_mask=mask).logits
             found[places] = torch.log_softmax(logits.double(), dim=-1).numpy()
     return found
@@ -64,7 +63,7 @@ def features(
     """[N, H] one vector for each text (`pooled`), without a prefix."""
     found = np.empty((len(rows), int(model.config.get_text_config().hidden_size)), dtype=np.float32)
     for places in _batches([len(row) for row in rows], batch_size, what):
-        input_ids, mask = padded([rows[i] for i in places], _pad(model))
+        input_ids, mask = padded([rows[i] for i in places], pad_token(model))
         found[places] = pooled(model, input_ids, mask).float().numpy()
     return found
 
@@ -111,7 +110,7 @@ def target_losses(
             ]
             # The last target token is predicted, never read.
             input_ids, mask = padded(
-                [np.concatenate([prompt, target[:-1]]) for _, prompt, target in part], _pad(model)
+                [np.concatenate([prompt, target[:-1]]) for _, prompt, target in part], pad_token(model)
             )
             first = min(len(prompt) for _, prompt, _ in part) - 1  # no earlier position predicts a target
             keep = {"logits_to_keep": input_ids.shape[1] - first} if sparing else {}
@@ -142,13 +141,13 @@ def _answer_losses(
     found = np.zeros(len(sources))
     with _attached(model, prefix):
         for places in _batches([len(source) for source in sources], batch_size, what):
-            input_ids, mask = padded([sources[i] for i in places], _pad(model))
+            input_ids, mask = padded([sources[i] for i in places], pad_token(model))
             states = model.get_encoder()(input_ids=input_ids, attention_mask=mask).last_hidden_state
             pairs = [(line, np.asarray(target)) for line, i in enumerate(places) for target in targets[i]]
             lengths = [len(target) for _, target in pairs]
             for part in length_batches(lengths, batch_size, most_tokens=most_tokens):
                 lines, wanted = [pairs[k][0] for k in part], [pairs[k][1] for k in part]
-                shifted, _ = padded([[start, *target[:-1]] for target in wanted], _pad(model))
+                shifted, _ = padded([[start, *target[:-1]] for target in wanted], pad_token(model))
                 logits = model(
                     encoder_outputs=BaseModelOutput(last_hidden_state=states[lines]),
                     attention_mask=mask[lines],
@@ -188,7 +187,9 @@ def generated(
     rooms = [fitting(parts, len(prompt), max_new_tokens, reserved) for prompt in prompts]
     for places in _batches([len(prompt) for prompt in prompts], batch_size, what, alike=rooms):
         # BART counts positions from the beginning of a row; only what goes on must not have padding at its end.
-        input_ids, mask = padded([prompts[i] for i in places], _pad(model), left=not parts.encoder_decoder)
+        input_ids, mask = padded(
+            [prompts[i] for i in places], pad_token(model), left=not parts.encoder_decoder
+        )
         sequences = generate(
             model,
             prefix,
@@ -196,25 +197,13 @@ def generated(
             mask,
             max_new_tokens=rooms[places[0]],
             eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=_pad(model),
+            pad_token_id=pad_token(model),
             beams=beams,
         )
         texts = tokenizer.batch_decode(sequences, skip_special_tokens=True)
         for place, text in zip(places, texts, strict=True):
             found[place] = text.strip()
     return found
-
-
-def padded(rows: Sequence[Tokens], pad: int, *, left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and mask (1 for real tokens), each [B, T], padded on the right unless `left`."""
-    width = max(len(row) for row in rows)
-    input_ids = torch.full((len(rows), width), pad, dtype=torch.long)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    for i, row in enumerate(rows):
-        span = slice(width - len(row), width) if left else slice(0, len(row))
-        input_ids[i, span] = torch.as_tensor(np.asarray(row, dtype=np.int64))
-        mask[i, span] = 1
-    return input_ids, mask
 
 
 def length_batches(
@@ -274,9 +263,3 @@ def _batches(
 
 def _attached(model: PreTrainedModel, prefix: Prefix | None) -> AbstractContextManager[Any]:
     return nullcontext() if prefix is None else attach(model, prefix)
-
-
-def _pad(model: PreTrainedModel) -> int:
-    """What fills rows; where there is no padding token any will do, since the mask hides it."""
-    pad: Any = model.config.get_text_config().pad_token_id
-    return pad if isinstance(pad, int) else 0

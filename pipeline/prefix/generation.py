@@ -152,7 +152,7 @@ def check_prompts(
         )
     if found.causal and found.padding_offset is not None:
         raise PrefixError(
-            f"{type(model).__name__} does not generate with a prefix: it counts positions from the padding token's number, "
+            f"{type(model).__name__} does not generate: it counts positions from the padding token's number, "
             "and transformers' generation from 0; use a decoder that counts from 0"
         )
     if attention_mask.shape != input_ids.shape:

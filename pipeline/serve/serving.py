@@ -68,7 +68,6 @@ class Predictor:
             max_tokens=record.params["data"]["max_tokens"],
             encoder_decoder=base_model.is_encoder_decoder(base),
         )
-        self._pad: int = self._model.config.pad_token_id
         self._turn = threading.Lock()
 
     def __call__(self, texts: Sequence[str]) -> pandas.DataFrame:
@@ -93,7 +92,7 @@ class Predictor:
         import numpy as np
         import torch
 
-        from pipeline.evaluate.scoring import padded
+        from pipeline.base.padding import pad_token, padded
         from pipeline.prefix.attention import attach
 
         rows = [
@@ -103,7 +102,7 @@ class Predictor:
         probabilities = np.empty((len(rows), len(self._labels)))
         with self._turn, torch.inference_mode(), attach(self._model, self._prefix):
             for part in self._batches(range(len(rows)), rows):
-                ids, mask = padded([rows[i] for i in part], self._pad)
+                ids, mask = padded([rows[i] for i in part], pad_token(self._model))
                 logits = self._model(input_ids=ids, attention_mask=mask).logits
                 probabilities[part] = logits.double().softmax(-1).numpy()
         return probabilities

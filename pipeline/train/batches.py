@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
+from pipeline.base.padding import padded
 from pipeline.prefix.architecture import anatomy
 from pipeline.prefix.generation import decoder_start
 from pipeline.prefix.packing import PackedRows, check_tokens, pack, packs, share
@@ -173,7 +174,7 @@ class ClassificationRows:
         examples = examples[np.argsort(self.lengths[examples], kind="stable")]
         made = []
         for part in np.array_split(examples, min(pieces, len(examples))):
-            input_ids, mask = _padded([self._input_ids[i] for i in part], self._pad)
+            input_ids, mask = padded([self._input_ids[i] for i in part], self._pad)
             labels = torch.from_numpy(self._labels[part].astype(np.int64))
             made.append(Batch(input_ids, mask, labels, examples=torch.from_numpy(part)))
         return made
@@ -218,7 +219,7 @@ class GenerationRows:
         return [self._batch([pairs[i] for i in cut]) for cut in _cuts(len(pairs), pieces)]
 
     def _batch(self, pairs: Sequence[tuple[Indices, Indices]]) -> Batch:
-        input_ids, mask = _padded([np.concatenate([p, t[:-1]]) for p, t in pairs], self._pad)
+        input_ids, mask = padded([np.concatenate([p, t[:-1]]) for p, t in pairs], self._pad)
         width = input_ids.shape[1]
         positions = [i * width + len(p) - 1 + np.arange(len(t)) for i, (p, t) in enumerate(pairs)]
         return Batch(
@@ -251,13 +252,13 @@ class SourceTargetRows:
         return [self._batch(examples[cut]) for cut in _cuts(len(examples), pieces)]
 
     def _batch(self, examples: Indices) -> SourceTargetBatch:
-        input_ids, mask = _padded([self._sources[i] for i in examples], self._pad)
+        input_ids, mask = padded([self._sources[i] for i in examples], self._pad)
         groups = [self._targets[i] for i in examples]
         for i, group in zip(examples, groups, strict=True):
             check_tokens(self._sources[i], group)
         targets = [target for group in groups for target in group]
         shifted = [np.concatenate([[self._start], target[:-1]]) for target in targets]
-        decoder_input_ids, read = _padded(shifted, self._pad)
+        decoder_input_ids, read = padded(shifted, self._pad)
         return SourceTargetBatch(
             input_ids,
             mask,
@@ -284,16 +285,6 @@ def generation_rows(
 
 def _cuts(count: int, pieces: int) -> list[Indices]:
     return np.array_split(np.arange(count), min(pieces, count))
-
-
-def _padded(rows: Sequence[Indices], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    width = max(len(row) for row in rows)
-    input_ids = np.full((len(rows), width), pad, np.int64)
-    mask = np.zeros((len(rows), width), np.int64)
-    for i, row in enumerate(rows):
-        input_ids[i, : len(row)] = row
-        mask[i, : len(row)] = 1
-    return torch.from_numpy(input_ids), torch.from_numpy(mask)
 
 
 def epoch_steps(lengths: Indices, batch_size: int, *, seed: int, epoch: int) -> list[Indices]:

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pipeline.base.base_model import head_parameters, weights_digest
-from pipeline.errors import IntegrityError, NonFiniteLossError, PrefixError, TrainingError
+from pipeline.base.base_model import check_unchanged, head_parameters, weights_digest
+from pipeline.base.padding import pad_token
+from pipeline.errors import NonFiniteLossError, PrefixError, TrainingError
 from pipeline.params import TrainingParams
 from pipeline.prefix.architecture import anatomy, check_window
 from pipeline.prefix.packing import PackedRows
@@ -129,12 +130,9 @@ def train_together(
                 kept = FleetCheckpoints(folder, members, known, checkpoint_seconds, interruption)
             attached = stack.enter_context(attach_several(model, [job.prefix for job in jobs]))
             _train(_Fleet(attached, members, tokens), members, kept)
-        after = weights_digest(model)
-        if after != before:
-            raise IntegrityError(
-                [f"weights were {before}", f"weights are  {after}"],
-                heading="the frozen base changed during training; do not keep the prefixes:",
-            )
+        check_unchanged(
+            before, weights_digest(model), type(model).__name__, lost="the prefixes are as they were"
+        )
     except BaseException:
         _put(jobs, begun)  # so that the same call begins from the same numbers
         raise
@@ -334,12 +332,11 @@ def _inputs(model: PreTrainedModel, batches: Sequence[AnyBatch]) -> dict[str, to
     """What the model's layers are called with for all rows of `batches`, the narrower ones padded on the right."""
     first = batches[0]
     width = max(batch.input_ids.shape[1] for batch in batches)
-    pad = model.config.get_text_config().pad_token_id
     merged = {}
     for name in (field.name for field in fields(first)):
         if name in ("targets", "positions", "examples"):
             continue
-        fill = (pad if isinstance(pad, int) else 0) if name == "input_ids" else 0
+        fill = pad_token(model) if name == "input_ids" else 0
         parts = [getattr(batch, name) for batch in batches]
         merged[name] = torch.cat(
             [torch.nn.functional.pad(part, (0, width - part.shape[1]), value=fill) for part in parts]

@@ -19,7 +19,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipeline import digest, files
-from pipeline.base.base_model import head_parameters, weights_digest, window_of
+from pipeline.base.base_model import check_unchanged, head_parameters, weights_digest, window_of
+from pipeline.base.padding import pad_token
+from pipeline.data.dataset import load_prepared
+from pipeline.data.splits import Split
 from pipeline.errors import IntegrityError, PrefixError, TrainingError
 from pipeline.params import PrefixParams, Task, TrainingParams
 from pipeline.prefix.adapter import install_head, save_adapter
@@ -33,7 +36,6 @@ from pipeline.train.process_group import ProcessGroup, joined
 from pipeline.train.training_loop import Ending, Loop, OnCurve
 
 if TYPE_CHECKING:
-    import datasets
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 ADAPTER, SUMMARY = "adapter", "summary.json"
@@ -232,7 +234,7 @@ class _Job:
             self.task,
             tokenizer=self.tokenizer,
             labels=self.labels,
-            rows=_saved(self.prepared, "train"),
+            rows=load_prepared(self.prepared, "train"),
             seed=self.training_params.seed,
             warm_start=self.warm_start,
         )
@@ -258,12 +260,8 @@ class _Job:
             )
             stopped = loop.run()
         for rank, after in enumerate(self.group.gather(weights_digest(self.model))):
-            if after != self.weights:
-                where = "" if self.group.size == 1 else f" in the process of rank {rank}"
-                raise IntegrityError(
-                    [f"weights were {self.weights}", f"weights are  {after}{where}"],
-                    heading=f"{self.base_name}: the frozen base changed during training; the prefix is not kept:",
-                )
+            where = "" if self.group.size == 1 else f" in the process of rank {rank}"
+            check_unchanged(self.weights, after, self.base_name, lost="the prefix is not kept", where=where)
         summary = self._keep(begun, groups, loop, stopped) if self.group.first else None
         shared = self.group.share(json.dumps(summary.to_json() if summary else None).encode())
         return summary or TrainedSummary(**json.loads(shared))
@@ -316,7 +314,7 @@ class _Job:
         checkpoints.drop(self.folder)
         return summary
 
-    def _split(self, split: str) -> Rows:
+    def _split(self, split: Split) -> Rows:
         """The rows of a split.
 
         Raises:
@@ -327,8 +325,8 @@ class _Job:
             raise TrainingError(
                 f"{self.prepared / split} has no rows; add data, or give data.splits.{split} a larger share"
             )
-        saved = _saved(self.prepared, split)
-        pad = self.model.config.pad_token_id or 0
+        saved = load_prepared(self.prepared, split)
+        pad = pad_token(self.model)
         rows: Rows
         if self.task == "classification":
             rows = ClassificationRows(saved, pad=pad)
@@ -345,12 +343,6 @@ class _Job:
                 f"Shorten {shorten}"
             )
         return rows
-
-
-def _saved(prepared: Path, split: str) -> datasets.Dataset:
-    import datasets
-
-    return datasets.load_from_disk(str(prepared / split))
 
 
 def _base_parameters(model: PreTrainedModel) -> int:

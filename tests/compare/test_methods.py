@@ -14,9 +14,9 @@ import torch
 from pipeline.base import base_model
 from pipeline.base.base_model import ResolvedBase, head_parameters, weights_digest
 from pipeline.base.mean_pooled import MeanPooledForSequenceClassification
+from pipeline.base.padding import padded
 from pipeline.compare import methods, peft_models
 from pipeline.errors import CompareError
-from pipeline.evaluate import scoring
 from pipeline.params import PrefixParams, Task
 from pipeline.prefix.generation import generate
 from pipeline.train.batches import Batch
@@ -263,7 +263,7 @@ def test_generation_with_a_cache_and_padding_is_what_step_by_step_decoding_gives
 ):
     model = moved(put_on(name, model_for(bases, "generation"), "generation")).model
     prompts = [[2, 5, 6, 7], [2, 8]]
-    input_ids, mask = scoring.padded(prompts, 0, left=True)
+    input_ids, mask = padded(prompts, 0, left=True)
     found = generate(
         model, None, input_ids, mask, max_new_tokens=5, eos_token_id=10_000, pad_token_id=0, beams=beams
     )

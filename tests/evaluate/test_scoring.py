@@ -35,13 +35,6 @@ def test_every_row_is_in_one_batch_that_keeps_the_limits(
     assert longest == sorted(longest, reverse=True)
 
 
-def test_rows_are_padded_on_the_side_that_was_asked_for() -> None:
-    input_ids, mask = scoring.padded([[5], [6, 7]], 9)
-    assert (input_ids.tolist(), mask.tolist()) == ([[5, 9], [6, 7]], [[1, 0], [1, 1]])
-    input_ids, mask = scoring.padded([[5], [6, 7]], 9, left=True)
-    assert (input_ids.tolist(), mask.tolist()) == ([[9, 5], [6, 7]], [[0, 1], [1, 1]])
-
-
 def test_an_encoders_features_are_the_mean_over_real_tokens(encoder_folder: Path) -> None:
     model = base_model.load(evaluation_world.resolved(encoder_folder), "classification", labels=("a", "b"))
     found = scoring.features(model, ROWS, 3, what="rows")
