@@ -13,8 +13,10 @@ import transformers
 
 from pipeline.errors import PrefixError
 from pipeline.prefix.tuning import PrefixShape
+from tests.prefix.cases import CASES, TOLERANCE
 from tests.prefix.models import REFUSED, refused
-from tests.prefix.properties import CASES, PROPERTIES, TOLERANCE, outcome, peer
+from tests.prefix.peer import peer
+from tests.prefix.properties import PROPERTIES, outcome
 
 PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
 KINDS = {

@@ -1,18 +1,17 @@
 """What has to hold of a prefix on every architecture, each as a function that fails where it does not.
 
 A property that an architecture cannot have raises `RefusedError`, after it has seen that it is refused; its message is the
-cell of the table. `peer` says what PEFT makes of the same models.
+cell of the table.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 import datasets
 import numpy as np
@@ -31,93 +30,16 @@ from pipeline.prefix.text_start import text_key_values
 from pipeline.prefix.tuning import Prefix, PrefixShape
 from pipeline.train.batches import Batch, GenerationRows
 from tests.prefix import models, slow
+from tests.prefix.cases import LENGTH, TOLERANCE, Case, alone, batch, of_row, plain, prefixed, weighed
+from tests.prefix.peer import peer
 
-TOLERANCE = 1e-5
-LENGTH = 5
 NEW = 4
 IN_SIGHT = models.WINDOW - LENGTH
 """How many tokens of a row have all positions in front of them within a window."""
-Kind = Literal["decoder", "encoder", "encoder of tokens", "encoder-decoder"]
 
 
 class RefusedError(Exception):
     """The property cannot hold of the architecture, and the engine says so, or does not claim it."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """An architecture with a head."""
-
-    kind: Kind
-    family: str
-
-    def __str__(self) -> str:
-        return f"{self.family} ({self.kind})"
-
-    def model(self, **more: Any) -> Any:
-        if self.kind == "decoder":
-            return models.decoder(self.family, **more)
-        if self.kind == "encoder-decoder":
-            return models.encoder_decoder(self.family, **more)
-        task = "Sequence" if self.kind == "encoder" else "Token"
-        return models.encoder(self.family, task=task, **more)
-
-    @property
-    def both(self) -> bool:
-        return self.kind == "encoder-decoder"
-
-    @property
-    def by_cache(self) -> bool:
-        return self.family.split()[0] in ("GPTJ", "Bloom", "Falcon", "Mpt")
-
-    @property
-    def task_type(self) -> str:
-        """PEFT's word."""
-        words = {"decoder": "CAUSAL_LM", "encoder": "SEQ_CLS", "encoder of tokens": "TOKEN_CLS"}
-        return words.get(self.kind, "SEQ_2_SEQ_LM")
-
-
-CASES = [
-    *(Case("decoder", family) for family in models.DECODERS),
-    *(Case("encoder", family) for family in [*models.ENCODERS, *models.BEYOND_PEFT]),
-    *(Case("encoder of tokens", family) for family in models.TOKEN_CLASSIFIERS),
-    *(Case("encoder-decoder", family) for family in models.ENCODER_DECODERS),
-]
-
-
-# -- helpers -------------------------------------------------------------------------------------------------
-
-
-def batch(case: Case, model: Any, side: str = "right") -> dict[str, torch.Tensor]:
-    """Rows of 5, 8 and 9 tokens; for an encoder-decoder with four tokens for the decoder."""
-    inputs = models.batch(side=side, pad=model.config.pad_token_id)
-    if case.both:
-        inputs["decoder_input_ids"] = torch.tensor([[2, 5, 6, 7], [2, 9, 9, 8], [2, 30, 31, 4]])
-    return inputs
-
-
-def alone(inputs: Mapping[str, torch.Tensor], row: int) -> dict[str, torch.Tensor]:
-    """One row without its padding or a mask."""
-    real = inputs["attention_mask"][row] == 1
-    more = (
-        {"decoder_input_ids": inputs["decoder_input_ids"][row][None]} if "decoder_input_ids" in inputs else {}
-    )
-    return {"input_ids": inputs["input_ids"][row][real][None], **more}
-
-
-def of_row(case: Case, logits: torch.Tensor, mask: torch.Tensor, row: int) -> torch.Tensor:
-    """What of the batch's logits is comparable with those of the row alone: not what stands at padding."""
-    per_token = case.kind in ("decoder", "encoder of tokens")
-    return logits[row][mask[row] == 1] if per_token else logits[row]
-
-
-def weighed(case: Case, logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """A scalar that every comparable logit has its own part in."""
-    chosen = [of_row(case, logits, mask, row) for row in range(len(mask))]
-    return sum(
-        ((part * torch.linspace(-1, 1, part.shape[-1], dtype=part.dtype)).sum() for part in chosen),
-        torch.zeros(()),
-    )
 
 
 def parts_of(prefix: Prefix, rows: torch.Tensor) -> slow.Parts:
@@ -145,12 +67,6 @@ def reference(
         order = [*range(encoder), *(layer for pair in pairs for layer in pair)]
     with slow.by_hand(model, parts, order):
         logits: torch.Tensor = model(**inputs, **positions).logits
-    return logits
-
-
-def prefixed(model: Any, prefix: Prefix, **inputs: torch.Tensor) -> torch.Tensor:
-    with attach(model, prefix), torch.no_grad():
-        logits: torch.Tensor = model(**inputs).logits
     return logits
 
 
@@ -531,7 +447,7 @@ def adapters_interchange_with_peft(case: Case) -> None:
         prefix, _ = load_adapter(saved, model)
         ours = prefixed(model, prefix, **inputs)
         try:
-            answers = _quiet(PeftModel.from_pretrained(case.model(), saved).eval(), inputs)
+            answers = plain(PeftModel.from_pretrained(case.model(), saved).eval(), inputs)
         except Exception:  # noqa: BLE001 - of whatever kind it is
             assert not peer(case)["logits"].startswith("equal")  # nor can it with a prefix of its own
             raise RefusedError("PEFT cannot run it") from None
@@ -550,13 +466,7 @@ def adapters_interchange_with_peft(case: Case) -> None:
         prefix, head = load_adapter(Path(folder) / "theirs", model)
         for name, tensor in head.items():
             model.get_parameter(name).copy_(tensor)
-        _same(case, prefixed(model, prefix, **inputs), _quiet(peft, inputs), mask)
-
-
-def _quiet(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    with torch.no_grad():
-        logits: torch.Tensor = model(**inputs).logits
-    return logits
+        _same(case, prefixed(model, prefix, **inputs), plain(peft, inputs), mask)
 
 
 def _same(case: Case, ours: torch.Tensor, theirs: torch.Tensor, mask: torch.Tensor) -> None:
@@ -588,90 +498,3 @@ def outcome(case: Case, name: str) -> str:
     except RefusedError as refusal:
         return str(refusal)
     return "yes"
-
-
-# -- the peer ------------------------------------------------------------------------------------------------
-
-
-@cache
-def peer(case: Case) -> dict[str, str]:
-    """What PEFT does with the same model and prefix: "equal", "differs", or the error."""
-
-    def tried(what: Callable[[], bool]) -> str:
-        try:
-            return "equal" if what() else "differs"
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer
-            return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:90]}"
-
-    logits, told = tried(lambda: _peer_logits(case, told_shape=False)), False
-    if logits != "equal" and tried(lambda: _peer_logits(case, told_shape=True)) == "equal":
-        logits, told = "equal if told the shape", True
-    if case.both and logits == "differs":
-        logits = "not in the encoder"
-    # A sequence's head reads one column, so that its logits do not tell what padding on the left does.
-    padding = "" if case.kind == "encoder" else tried(lambda: _peer_left(case, told))
-    return {
-        "logits": logits,
-        "padding": padding,
-        "checkpointing": tried(lambda: _peer_checkpointing(case, told)),
-    }
-
-
-def _peer_logits(case: Case, *, told_shape: bool) -> bool:
-    model = case.model()
-    prefix = models.random_prefix(model, LENGTH)
-    if case.both:
-        return _peer_encoder(case, model)
-    inputs = batch(case, model)
-    theirs = _quiet(models.in_peft(model, prefix, case.task_type, told_shape=told_shape), inputs)
-    ours, mask = prefixed(model, prefix, **inputs), inputs["attention_mask"]
-    return all(
-        slow.close(of_row(case, theirs, mask, row), of_row(case, ours, mask, row)) < TOLERANCE
-        for row in range(3)
-    )
-
-
-def _peer_encoder(case: Case, model: Any) -> bool:
-    """Whether PEFT's prefix reaches the encoder."""
-    from peft import PrefixTuningConfig, get_peft_model
-
-    theirs = get_peft_model(
-        copy.deepcopy(model), PrefixTuningConfig(task_type=case.task_type, num_virtual_tokens=LENGTH)
-    ).eval()
-    torch.nn.init.normal_(theirs.prompt_encoder.default.embedding.weight)
-    inputs = batch(case, model)
-    with torch.no_grad():
-        states = (theirs(**inputs).encoder_last_hidden_state, model(**inputs).encoder_last_hidden_state)
-    return not torch.equal(*states)
-
-
-def _peer_left(case: Case, told: bool) -> bool:
-    model = case.model()
-    theirs = models.in_peft(model, models.random_prefix(model, LENGTH), case.task_type, told_shape=told)
-    right, left = batch(case, model), batch(case, model, "left")
-    tokens = alone(right, 0)["input_ids"][0]
-    left["input_ids"][0, -len(tokens) :] = tokens
-    found, expected = (_quiet(theirs, inputs) for inputs in (left, right))
-    return (
-        slow.close(
-            of_row(case, found, left["attention_mask"], 0), of_row(case, expected, right["attention_mask"], 0)
-        )
-        < TOLERANCE
-    )
-
-
-def _peer_checkpointing(case: Case, told: bool) -> bool:
-    gradients = []
-    for checkpointed in (False, True):
-        model = case.model()
-        theirs = models.in_peft(model, models.random_prefix(model, LENGTH), case.task_type, told_shape=told)
-        if checkpointed:
-            theirs.base_model.gradient_checkpointing_enable({"use_reentrant": False})
-        theirs.train()
-        for module in theirs.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
-        inputs = batch(case, model)
-        weighed(case, theirs(**inputs).logits, inputs["attention_mask"]).backward()
-        gradients.append(theirs.prompt_encoder.default.embedding.weight.grad)
-    return bool((gradients[0] - gradients[1]).abs().max() < 1e-4 * gradients[0].abs().max())

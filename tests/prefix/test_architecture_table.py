@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.prefix.architecture_page import PAGE, page
-from tests.prefix.properties import CASES, PROPERTIES, Case, outcome
+from tests.prefix.cases import CASES, Case
+from tests.prefix.properties import PROPERTIES, outcome
 
 
 def test_the_table_has_the_cases_it_is_meant_to() -> None:
