@@ -1,9 +1,9 @@
-"""Sources and their references in rows without waste: a source is computed once for the references that share it.
+"""Sources and their references in rows without waste: what several of them begin with is computed once.
 
-A tree is a source with some of its references behind it. Every token stands where it would stand in a row with its
-source alone, and sees what it would see there: its source, and of the references only its own. Several trees lie in
-one row, blind to each other. So losses and gradients are those of a padded row per reference, while the padding and
-most copies of the source are gone. (The prefix, which every token sees, is put in front by `pipeline.prefix.attention`.)
+A tree is a source with some of its references behind it: a trie, whose tokens are laid out depth first. Every token
+stands where it would stand in a row with its source and reference alone, and sees what it would see there. Several
+trees lie in one row, blind to each other. So losses and gradients are those of a padded row per reference, while the
+padding and most copies are gone. (The prefix, which every token sees, is put in front by `pipeline.prefix.attention`.)
 
 Shape legend: B rows, N tokens in a row, S tokens of a source, T targets.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -35,10 +36,27 @@ class Tree:
     def __post_init__(self) -> None:
         check_tokens(self.source, self.references)
 
+    @cached_property
+    def branches(self) -> list[tuple[Tokens, int]]:
+        """The references in the order of their tokens, each with how many it begins with like the one before it.
+
+        In this order no other before it begins with more of the same. The last token of each is predicted, never read,
+        and not counted.
+        """
+        ordered = sorted(self.references, key=lambda reference: reference.tolist())
+        before: Tokens = self.source[:0]
+        found = []
+        for reference in ordered:
+            most = min(len(before), len(reference)) - 1
+            differs = np.flatnonzero(before[:most] != reference[:most]) if most > 0 else []
+            found.append((reference, int(differs[0]) if len(differs) else max(most, 0)))
+            before = reference
+        return found
+
     @property
     def size(self) -> int:
-        """Tokens that are read: the last of each reference is predicted only."""
-        return len(self.source) + sum(len(reference) - 1 for reference in self.references)
+        """Tokens that are read, each once for all references that begin with it."""
+        return len(self.source) + sum(len(reference) - 1 - alike for reference, alike in self.branches)
 
 
 def check_tokens(source: Tokens, references: Sequence[Tokens]) -> None:
@@ -58,17 +76,15 @@ class PackedRows:
     Attributes:
         input_ids: [B, N].
         position_ids: of each token within its source and reference, counted without the prefix, [B, N].
-        tree: which tree of its row a token belongs to, from 1; 0 for padding, [B, N].
-        branch: 0 for a source, and 1 and up for its references, [B, N].
+        end: where in its row the tokens end that go on from a token, and so see it, [B, N]; 0 for padding.
         targets: every reference's tokens, [T].
-        positions: where the logits of the targets stand, as indices into B·N, [T]. The first tokens of all references
-            of a tree are predicted at one place, the source's last token.
+        positions: where the logits of the targets stand, as indices into B·N, [T]. What several references begin with
+            is predicted at one place for all of them; the first token at the source's last.
     """
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
-    tree: torch.Tensor
-    branch: torch.Tensor
+    end: torch.Tensor
     targets: torch.Tensor
     positions: torch.Tensor
 
@@ -82,10 +98,11 @@ class PackedRows:
 
     def mask(self, model: PreTrainedModel) -> torch.Tensor:
         """Which token sees which, [B, 1, N, N], as `model`'s attention takes it: True, or 0 among minus infinities."""
-        tree, branch = self.tree[:, None], self.branch[:, None]
-        same = tree[..., :, None] == tree[..., None, :]
-        seen = (branch[..., None, :] == 0) | (branch[..., None, :] == branch[..., :, None])
-        visible = (same & seen).tril()
+        place = torch.arange(self.end.shape[1], device=self.end.device)
+        # Depth first, so what goes on from a token is all that comes after it, up to the end of that. Padding sees itself.
+        visible = (place[:, None] < self.end[:, None, None, :]).tril() | torch.eye(
+            len(place), dtype=torch.bool, device=place.device
+        )
         if attention_implementation(model) == "sdpa":
             return visible
         dtype = next(model.parameters()).dtype
@@ -107,7 +124,7 @@ def share(source: Tokens, references: Sequence[Tokens], width: int) -> list[Tree
     """The references of a source as trees of nearly equal numbers, as many in each as costs least.
 
     Many references in a tree spare copies of the source; few spare attention, which every token pays for the whole
-    row. Counted are 12·width² multiplications a token in the layers' matrices (the usual estimate) and 2·width for
+    row. Those that begin alike go together. Counted are 12·width² multiplications a token in the layers' matrices (the usual estimate) and 2·width for
     every token it might see.
 
     Args:
@@ -122,9 +139,9 @@ def share(source: Tokens, references: Sequence[Tokens], width: int) -> list[Tree
         return trees * size * (12 * width**2 + 2 * width * size)
 
     trees = min(range(1, len(references) + 1), key=cost)
-    by_length = sorted(references, key=len)
+    ordered = sorted(references, key=lambda reference: reference.tolist())
     cuts = np.array_split(np.arange(len(references)), trees)
-    return [Tree(source, tuple(by_length[i] for i in cut)) for cut in cuts]
+    return [Tree(source, tuple(ordered[i] for i in cut)) for cut in cuts]
 
 
 def pack(trees: Sequence[Tree], pad: int) -> PackedRows:
@@ -146,25 +163,27 @@ def pack(trees: Sequence[Tree], pad: int) -> PackedRows:
 
     shape = (len(rows), width)
     input_ids = np.full(shape, pad, np.int64)
-    position_ids, tree, branch = (np.zeros(shape, np.int64) for _ in range(3))
+    position_ids, ends = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     targets, positions = [], []
     for row, members in enumerate(rows):
         start = 0
-        for number, member in enumerate(members, start=1):
+        for member in members:
             source = len(member.source)
             end = start + source
             input_ids[row, start:end] = member.source
             position_ids[row, start:end] = np.arange(source)
-            tree[row, start : start + member.size] = number
-            last = row * width + end - 1
-            for which, reference in enumerate(member.references, start=1):
-                read = len(reference) - 1
-                input_ids[row, end : end + read] = reference[:-1]
-                position_ids[row, end : end + read] = source + np.arange(read)
-                branch[row, end : end + read] = which
+            path = np.zeros(0, np.int64)  # where the tokens of the reference stand that was laid down last
+            for reference, alike in member.branches:
+                more = len(reference) - 1 - alike
+                ends[row, path[alike:]] = end
+                path = np.concatenate([path[:alike], end + np.arange(more)])
+                input_ids[row, end : end + more] = reference[alike:-1]
+                position_ids[row, end : end + more] = source + alike + np.arange(more)
                 targets.append(reference)
-                positions.append(np.concatenate([[last], row * width + end + np.arange(read)]))
-                end += read
+                positions.append(row * width + np.concatenate([[start + source - 1], path]))
+                end += more
+            ends[row, path] = end
+            ends[row, start : start + source] = end
             start = end
-    arrays = (input_ids, position_ids, tree, branch, np.concatenate(targets), np.concatenate(positions))
+    arrays = (input_ids, position_ids, ends, np.concatenate(targets), np.concatenate(positions))
     return PackedRows(*(torch.from_numpy(array.astype(np.int64)) for array in arrays))

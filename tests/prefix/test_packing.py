@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from pipeline.errors import PrefixError
@@ -16,8 +18,14 @@ from pipeline.prefix.attention import attach
 from pipeline.prefix.packing import Tree, pack, packs, share
 from tests.prefix import models
 
-SOURCES = [[5, 9, 14], [7], [3, 4, 12, 6, 8, 20, 21], [30, 31]]
-REFERENCES = [[[8, 6, 2], [9, 2]], [[4, 2]], [[5, 6, 7, 8, 2], [3, 2], [2]], [[40, 41, 42, 2]]]
+SOURCES = [[5, 9, 14], [7], [3, 4, 12, 6, 8, 20, 21], [30, 31], [11, 12]]
+REFERENCES = [
+    [[8, 6, 2], [9, 2]],
+    [[4, 2]],
+    [[5, 6, 7, 8, 2], [3, 2], [2]],
+    [[40, 41, 42, 2]],
+    [[6, 7, 9, 2], [6, 7, 8, 2], [6, 7, 2], [6, 7, 8, 2]],
+]
 EXAMPLES = list(zip(SOURCES, REFERENCES, strict=True))
 
 
@@ -76,40 +84,71 @@ def test_without_a_prefix_the_base_computes_the_same_too() -> None:
         assert packed_loss(model).item() == pytest.approx(reference_loss(model).item(), rel=1e-6)
 
 
-def test_trees_share_their_source_and_lie_close() -> None:
+def test_trees_share_what_their_references_begin_with_and_lie_close() -> None:
     rows = pack(trees(), pad=99)
-    # 7 + 4 + 1 + 0 tokens; then 2 + 3 and 3 + 2 + 1 and 1 + 1, of which 5 + 6 fit beside each other: 12 wide.
-    assert [tree.size for tree in trees()] == [6, 2, 12, 5]
+    # 7 + 4 + 1 + 0 tokens; then 3 + 2 + 1 beside 2 + 4, and 2 + 3 beside 1 + 1: 12 wide.
+    assert [tree.size for tree in trees()] == [6, 2, 12, 5, 6]
     assert rows.input_ids.tolist() == [
-        [3, 4, 12, 6, 8, 20, 21, 5, 6, 7, 8, 3],
-        [5, 9, 14, 8, 6, 9, 30, 31, 40, 41, 42, 99],
-        [7, 4] + [99] * 10,
+        [3, 4, 12, 6, 8, 20, 21, 3, 5, 6, 7, 8],
+        [5, 9, 14, 8, 6, 9, 11, 12, 6, 7, 8, 9],
+        [30, 31, 40, 41, 42, 7, 4] + [99] * 5,
     ]
     assert rows.position_ids.tolist() == [
-        [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 7],
-        [0, 1, 2, 3, 4, 3, 0, 1, 2, 3, 4, 0],
-        [0, 1] + [0] * 10,
+        [0, 1, 2, 3, 4, 5, 6, 7, 7, 8, 9, 10],
+        [0, 1, 2, 3, 4, 3, 0, 1, 2, 3, 4, 4],
+        [0, 1, 2, 3, 4, 0, 1] + [0] * 5,
     ]
-    assert rows.tree[1].tolist() == [1] * 6 + [2] * 5 + [0]
-    assert rows.branch[1].tolist() == [0, 0, 0, 1, 1, 2, 0, 0, 1, 1, 1, 0]
-    # the source's last token predicts the first token of each of its references
+    assert rows.end.tolist() == [
+        [12, 12, 12, 12, 12, 12, 12, 8, 12, 12, 12, 12],
+        [6, 6, 6, 5, 5, 6, 12, 12, 12, 12, 11, 12],
+        [5, 5, 5, 5, 5, 7, 7] + [0] * 5,
+    ]
+    # one place predicts what several references go on with
     by_place: dict[int, list[int]] = {}
     for place, target in zip(rows.positions.tolist(), rows.targets.tolist(), strict=True):
         by_place.setdefault(place, []).append(target)
-    assert by_place[6] == [5, 3, 2]
+    assert by_place[6] == [2, 3, 5]
     assert by_place[12 + 2] == [8, 9]
+    assert by_place[12 + 7] == [6, 6, 6, 6]
+    assert by_place[12 + 9] == [2, 8, 8, 9]
+    assert by_place[12 + 10] == [2, 2]
 
 
 def test_a_token_sees_its_source_and_its_own_reference_alone() -> None:
-    rows = pack([trees()[0]], pad=0)
-    assert rows.mask(models.decoder("Llama"))[0, 0].long().tolist() == [
+    rows = pack([trees()[4], trees()[1]], pad=0)
+    assert rows.input_ids.tolist() == [[11, 12, 6, 7, 8, 9], [7, 4, 0, 0, 0, 0]]
+    seen = rows.mask(models.decoder("Llama"))[:, 0].long().tolist()
+    assert seen[0] == [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],
         [1, 1, 1, 0, 0, 0],
         [1, 1, 1, 1, 0, 0],
         [1, 1, 1, 1, 1, 0],
-        [1, 1, 1, 0, 0, 1],
+        [1, 1, 1, 1, 0, 1],
     ]
+    assert seen[1] == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        *([int(place == padding) for place in range(6)] for padding in range(2, 6)),
+    ]
+
+
+@given(st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=5).map(tuple), min_size=1, max_size=7))
+def test_whatever_the_references_share_each_is_read_along_its_own_path(
+    references: list[tuple[int, ...]],
+) -> None:
+    tree = Tree(array([8, 9]), tuple(array(list(reference)) for reference in references))
+    rows = pack([tree], pad=0)
+    beginnings = {reference[:end] for reference in references for end in range(1, len(reference))}
+    assert tree.size == rows.input_ids.shape[1] == 2 + len(beginnings)  # each beginning once
+    visible = rows.mask(models.decoder("Llama"))[0, 0]
+    found = []
+    for place, target in zip(rows.positions.tolist(), rows.targets.tolist(), strict=True):
+        seen = visible[place].nonzero()[:, 0]
+        assert rows.position_ids[0, seen].tolist() == list(range(len(seen)))
+        found.append((*rows.input_ids[0, seen].tolist(), target))
+    whole = [(8, 9, *reference) for reference in references]
+    assert sorted(found) == sorted(text[: end + 1] for text in whole for end in range(2, len(text)))
 
 
 @pytest.mark.parametrize(
@@ -164,7 +203,7 @@ def test_an_encoder_is_not_packed() -> None:
 def test_a_row_may_be_longer_than_the_window_but_no_example_may() -> None:
     model = models.decoder("GPT2")  # 64 positions
     prefix = models.random_prefix(model)
-    long = Tree(array([1] * 30), tuple(array([2] * 20) for _ in range(3)))
+    long = Tree(array([1] * 30), tuple(array([2 + i] * 20) for i in range(3)))
     rows = pack([long], pad=0)
     assert rows.input_ids.shape[1] == 87
     with attach(model, prefix):
