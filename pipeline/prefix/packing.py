@@ -47,13 +47,13 @@ class Tree:
         before: Tokens = self.source[:0]
         found = []
         for reference in ordered:
-            most = min(len(before), len(reference)) - 1
-            differs = np.flatnonzero(before[:most] != reference[:most]) if most > 0 else []
-            found.append((reference, int(differs[0]) if len(differs) else max(most, 0)))
+            most = max(min(len(before), len(reference)) - 1, 0)
+            differs = np.flatnonzero(before[:most] != reference[:most])
+            found.append((reference, int(differs[0]) if len(differs) else most))
             before = reference
         return found
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Tokens that are read, each once for all references that begin with it."""
         return len(self.source) + sum(len(reference) - 1 - alike for reference, alike in self.branches)
@@ -124,8 +124,7 @@ def share(source: Tokens, references: Sequence[Tokens], width: int) -> list[Tree
     """The references of a source as trees of nearly equal numbers, as many in each as costs least.
 
     Many references in a tree spare copies of the source; few spare attention, which every token pays for the whole
-    row. Those that begin alike go together. Counted are 12·width² multiplications a token in the layers' matrices (the usual estimate) and 2·width for
-    every token it might see.
+    row (`_cost`). Those that begin alike go together.
 
     Args:
         source: [S].
@@ -135,8 +134,7 @@ def share(source: Tokens, references: Sequence[Tokens], width: int) -> list[Tree
     read = sum(len(reference) - 1 for reference in references) / len(references)
 
     def cost(trees: int) -> float:
-        size = len(source) + read * len(references) / trees
-        return trees * size * (12 * width**2 + 2 * width * size)
+        return trees * _cost(len(source) + read * len(references) / trees, width)
 
     trees = min(range(1, len(references) + 1), key=cost)
     ordered = sorted(references, key=lambda reference: reference.tolist())
@@ -144,23 +142,45 @@ def share(source: Tokens, references: Sequence[Tokens], width: int) -> list[Tree
     return [Tree(source, tuple(ordered[i] for i in cut)) for cut in cuts]
 
 
-def pack(trees: Sequence[Tree], pad: int) -> PackedRows:
-    """Lay `trees` into rows as wide as the largest: each, largest first, into the fullest row that has room."""
-    order = sorted(range(len(trees)), key=lambda i: -trees[i].size)
-    width = trees[order[0]].size
-    rows: list[list[Tree]] = []
-    free: list[int] = []
-    for i in order:
-        fitting = [row for row, room in enumerate(free) if room >= trees[i].size]
-        if fitting:
-            row = min(fitting, key=lambda row: free[row])
-        else:
-            row = len(rows)
-            rows.append([])
-            free.append(width)
-        rows[row].append(trees[i])
-        free[row] -= trees[i].size
+def pack(trees: Sequence[Tree], pad: int, width: int) -> PackedRows:
+    """Lay `trees` into nearly equally full rows: one for each tree, or half as many, and so on, as costs least (`_cost`).
 
+    Many rows leave padding behind the shorter trees; few are wide, and every token pays attention to the whole row.
+
+    Args:
+        pad: the token that fills rows up.
+        width: the model's hidden size.
+    """
+    ordered = sorted(trees, key=lambda tree: -tree.size)
+    most = len(trees)
+    layouts = (_laid_out(ordered, -(-most // 2**halvings)) for halvings in range((most - 1).bit_length() + 1))
+    rows = min(layouts, key=lambda rows: len(rows) * _cost(_longest(rows), width))
+    return _packed(rows, pad)
+
+
+def _cost(row: float, width: int) -> float:
+    """Of a row of so many tokens, in multiplications: 12·width² a token in a layer's matrices (the usual estimate), and
+    2·width for every token it might see, counted twice: attention multiplies at half the rate or less."""
+    return row * (12 * width**2 + 4 * width * row)
+
+
+def _laid_out(trees: Sequence[Tree], count: int) -> list[list[Tree]]:
+    """In `count` rows, each tree in the one that is the least full so far (Graham 1969, for trees in falling size)."""
+    rows: list[list[Tree]] = [[] for _ in range(count)]
+    full = [0] * count
+    for tree in trees:
+        row = full.index(min(full))
+        rows[row].append(tree)
+        full[row] += tree.size
+    return rows
+
+
+def _longest(rows: Sequence[Sequence[Tree]]) -> int:
+    return max(sum(tree.size for tree in row) for row in rows)
+
+
+def _packed(rows: Sequence[Sequence[Tree]], pad: int) -> PackedRows:
+    width = _longest(rows)
     shape = (len(rows), width)
     input_ids = np.full(shape, pad, np.int64)
     position_ids, ends = np.zeros(shape, np.int64), np.zeros(shape, np.int64)

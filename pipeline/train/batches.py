@@ -196,7 +196,7 @@ class GenerationRows:
         self._pad = pad
         # The last target token is predicted, never read.
         self.lengths = self.longest = self._prompts.lengths() + self._targets.longest_inside() - 1
-        self._width: int | None = None
+        self._width: int | None = None  # of the model's states, where rows are packed
         if model is not None and len(self.lengths) and packs(anatomy(model), int(self.lengths.max())):
             self._width = model.config.get_text_config().hidden_size
 
@@ -213,7 +213,9 @@ class GenerationRows:
                 tree for i in examples for tree in share(self._prompts[i], self._targets[i], self._width)
             ]
             trees.sort(key=lambda tree: tree.size)
-            return [pack([trees[i] for i in cut], self._pad) for cut in _cuts(len(trees), pieces)]
+            return [
+                pack([trees[i] for i in cut], self._pad, self._width) for cut in _cuts(len(trees), pieces)
+            ]
         pairs = [(self._prompts[i], target) for i in examples for target in self._targets[i]]
         pairs.sort(key=lambda pair: len(pair[0]) + len(pair[1]))
         return [self._batch([pairs[i] for i in cut]) for cut in _cuts(len(pairs), pieces)]

@@ -242,6 +242,7 @@ def packed_rows_are_the_same(case: Case) -> None:
                         for source, group in zip(sources, references, strict=True)
                     ],
                     pad=0,
+                    width=32,
                 )
                 logits = model(
                     input_ids=rows.input_ids, position_ids=rows.position_ids, attention_mask=rows.mask(model)

@@ -49,7 +49,7 @@ def reference_loss(model: PreTrainedModel) -> torch.Tensor:
 
 
 def packed_loss(model: PreTrainedModel) -> torch.Tensor:
-    rows = pack(trees(), pad=0)
+    rows = pack(trees(), pad=0, width=32)
     logits = model(
         input_ids=rows.input_ids, position_ids=rows.position_ids, attention_mask=rows.mask(model)
     ).logits
@@ -85,23 +85,23 @@ def test_without_a_prefix_the_base_computes_the_same_too() -> None:
 
 
 def test_trees_share_what_their_references_begin_with_and_lie_close() -> None:
-    rows = pack(trees(), pad=99)
-    # 7 + 4 + 1 + 0 tokens; then 3 + 2 + 1 beside 2 + 4, and 2 + 3 beside 1 + 1: 12 wide.
+    rows = pack(trees(), pad=99, width=16)
+    # 7 + 4 + 1 + 0 tokens; then 3 + 2 + 1 beside 2 + 3, and 2 + 4 beside 1 + 1: 12 wide.
     assert [tree.size for tree in trees()] == [6, 2, 12, 5, 6]
     assert rows.input_ids.tolist() == [
         [3, 4, 12, 6, 8, 20, 21, 3, 5, 6, 7, 8],
-        [5, 9, 14, 8, 6, 9, 11, 12, 6, 7, 8, 9],
-        [30, 31, 40, 41, 42, 7, 4] + [99] * 5,
+        [5, 9, 14, 8, 6, 9, 30, 31, 40, 41, 42, 99],
+        [11, 12, 6, 7, 8, 9, 7, 4] + [99] * 4,
     ]
     assert rows.position_ids.tolist() == [
         [0, 1, 2, 3, 4, 5, 6, 7, 7, 8, 9, 10],
-        [0, 1, 2, 3, 4, 3, 0, 1, 2, 3, 4, 4],
-        [0, 1, 2, 3, 4, 0, 1] + [0] * 5,
+        [0, 1, 2, 3, 4, 3, 0, 1, 2, 3, 4, 0],
+        [0, 1, 2, 3, 4, 4, 0, 1] + [0] * 4,
     ]
     assert rows.end.tolist() == [
         [12, 12, 12, 12, 12, 12, 12, 8, 12, 12, 12, 12],
-        [6, 6, 6, 5, 5, 6, 12, 12, 12, 12, 11, 12],
-        [5, 5, 5, 5, 5, 7, 7] + [0] * 5,
+        [6, 6, 6, 5, 5, 6, 11, 11, 11, 11, 11, 0],
+        [6, 6, 6, 6, 5, 6, 8, 8] + [0] * 4,
     ]
     # one place predicts what several references go on with
     by_place: dict[int, list[int]] = {}
@@ -109,28 +109,36 @@ def test_trees_share_what_their_references_begin_with_and_lie_close() -> None:
         by_place.setdefault(place, []).append(target)
     assert by_place[6] == [2, 3, 5]
     assert by_place[12 + 2] == [8, 9]
-    assert by_place[12 + 7] == [6, 6, 6, 6]
-    assert by_place[12 + 9] == [2, 8, 8, 9]
-    assert by_place[12 + 10] == [2, 2]
+    assert by_place[24 + 1] == [6, 6, 6, 6]
+    assert by_place[24 + 3] == [2, 8, 8, 9]
+    assert by_place[24 + 4] == [2, 2]
+
+
+@pytest.mark.parametrize(("width", "shape"), [(4, (3, 12)), (32, (2, 17)), (4096, (1, 31))])
+def test_wide_models_have_few_full_rows_and_narrow_ones_short_rows(
+    width: int, shape: tuple[int, int]
+) -> None:
+    assert pack(trees(), pad=0, width=width).input_ids.shape == shape
 
 
 def test_a_token_sees_its_source_and_its_own_reference_alone() -> None:
-    rows = pack([trees()[4], trees()[1]], pad=0)
-    assert rows.input_ids.tolist() == [[11, 12, 6, 7, 8, 9], [7, 4, 0, 0, 0, 0]]
-    seen = rows.mask(models.decoder("Llama"))[:, 0].long().tolist()
-    assert seen[0] == [
-        [1, 0, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0],
-        [1, 1, 1, 0, 0, 0],
-        [1, 1, 1, 1, 0, 0],
-        [1, 1, 1, 1, 1, 0],
-        [1, 1, 1, 1, 0, 1],
+    rows = pack([trees()[4], trees()[1]], pad=0, width=16)
+    assert rows.input_ids.tolist() == [[11, 12, 6, 7, 8, 9, 7, 4]]
+    model = models.decoder("Llama")
+    assert rows.mask(model)[0, 0].long().tolist() == [
+        [1, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0, 1, 0, 0],
+        [0, 0, 0, 0, 0, 0, 1, 0],
+        [0, 0, 0, 0, 0, 0, 1, 1],
     ]
-    assert seen[1] == [
-        [1, 0, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0],
-        *([int(place == padding) for place in range(6)] for padding in range(2, 6)),
-    ]
+    padded = pack(trees(), pad=0, width=16)
+    assert padded.mask(model)[1, 0, 11].nonzero().tolist() == [
+        [11]
+    ]  # itself: nothing at all would be no number
 
 
 @given(st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=5).map(tuple), min_size=1, max_size=7))
@@ -138,7 +146,7 @@ def test_whatever_the_references_share_each_is_read_along_its_own_path(
     references: list[tuple[int, ...]],
 ) -> None:
     tree = Tree(array([8, 9]), tuple(array(list(reference)) for reference in references))
-    rows = pack([tree], pad=0)
+    rows = pack([tree], pad=0, width=32)
     beginnings = {reference[:end] for reference in references for end in range(1, len(reference))}
     assert tree.size == rows.input_ids.shape[1] == 2 + len(beginnings)  # each beginning once
     visible = rows.mask(models.decoder("Llama"))[0, 0]
@@ -155,7 +163,7 @@ def test_whatever_the_references_share_each_is_read_along_its_own_path(
     ("width", "source", "count", "expected"),
     [
         (4096, 30, 8, [8]),  # wide models pay for the source: all references share one
-        (64, 100, 8, [4, 4]),  # narrow ones pay for attention
+        (64, 100, 8, [3, 3, 2]),  # narrow ones pay for attention
         (16, 5, 6, [1] * 6),
         (384, 30, 1, [1]),
     ],
@@ -204,7 +212,7 @@ def test_a_row_may_be_longer_than_the_window_but_no_example_may() -> None:
     model = models.decoder("GPT2")  # 64 positions
     prefix = models.random_prefix(model)
     long = Tree(array([1] * 30), tuple(array([2 + i] * 20) for i in range(3)))
-    rows = pack([long], pad=0)
+    rows = pack([long], pad=0, width=32)
     assert rows.input_ids.shape[1] == 87
     with attach(model, prefix):
         inputs = {"input_ids": rows.input_ids, "attention_mask": rows.mask(model)}
