@@ -29,6 +29,7 @@ import argparse
 import csv
 import json
 import os
+import random
 import resource
 import statistics
 import subprocess
@@ -146,8 +147,9 @@ def run_in_turns(arguments: argparse.Namespace, prepared: Path) -> tuple[dict[st
         )
         runs[side] = Run(process, [count_targets(step) for step in orders[order_of(side)]])
         runs[side].reply()  # imported, built, and warm
+    shuffled = random.Random(0)  # none always has its turn after the same other
     for pair in range(arguments.pairs):
-        for side, run in runs.items():
+        for side, run in shuffled.sample(list(runs.items()), len(runs)):
             run.turn(arguments.steps)
             _, seconds, cpu_seconds = run.blocks[-1]
             print(
