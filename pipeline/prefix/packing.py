@@ -160,7 +160,7 @@ def pack(trees: Sequence[Tree], pad: int, width: int) -> PackedRows:
 
 def _cost(row: float, width: int) -> float:
     """Of a row of so many tokens, in multiplications: 12·width² a token in a layer's matrices (the usual estimate), and
-    2·width for every token it might see, counted twice: attention multiplies at half the rate or less."""
+    2·width for every token it might see, counted twice: on CPU attention multiplies at half the rate or less."""
     return row * (12 * width**2 + 4 * width * row)
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from transformers import BertConfig, BertForSequenceClassification
 
 from pipeline.base.padding import pad_token, padded
+from tests.prefix import models
 
 
 def test_rows_are_padded_on_the_side_that_was_asked_for() -> None:
@@ -19,12 +19,4 @@ def test_rows_are_padded_on_the_side_that_was_asked_for() -> None:
 def test_a_model_without_a_padding_token_is_filled_up_with_some_token(
     given: int | None, expected: int
 ) -> None:
-    config = BertConfig(
-        vocab_size=9,
-        hidden_size=4,
-        num_attention_heads=1,
-        num_hidden_layers=1,
-        intermediate_size=4,
-        pad_token_id=given,
-    )
-    assert pad_token(BertForSequenceClassification(config)) == expected
+    assert pad_token(models.encoder(pad_token_id=given)) == expected
